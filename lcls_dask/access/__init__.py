@@ -1,0 +1,1 @@
+"""Labelled data: `Run`, `Experiment` and the xarray engine."""

@@ -1,0 +1,67 @@
+"""Every error that lcls_dask raises on purpose.
+
+::
+
+    LclsError
+    ├── UriError              ValueError         the URI or path cannot be understood
+    ├── RunNotFoundError      FileNotFoundError  there is no such run, stream or experiment
+    ├── SeveralRunsError      ValueError         several runs are there and none was chosen
+    ├── LiveRunError          ValueError         an unfinished run was opened without a snapshot
+    ├── SnapshotError         LookupError        the snapshot is not (or no longer) what the files hold
+    ├── SelectionError        KeyError           no such detector, variable or event
+    ├── FormatError           ValueError         a file is damaged or is not what its name says
+    ├── ConfinementError      PermissionError    a file points out of its run's directory
+    ├── TargetExistsError     FileExistsError    what shall be written is there already
+    └── UnsupportedError      NotImplementedError  a feature that a package missing here would give
+
+Each one is also the builtin that a caller would expect, and its message is one line: what is wrong,
+where, and what to do next.
+"""
+
+
+class LclsError(Exception):
+    """Base of all errors of this package."""
+
+    def __str__(self) -> str:
+        # KeyError would show the repr, OSError its errno: the message alone is what people need
+        return str(self.args[0]) if self.args else self.__class__.__name__
+
+
+class UriError(LclsError, ValueError):
+    """The URI or path cannot be understood."""
+
+
+class RunNotFoundError(LclsError, FileNotFoundError):
+    """There is no such run, stream or experiment."""
+
+
+class SeveralRunsError(LclsError, ValueError):
+    """Several runs are there and none was chosen."""
+
+
+class LiveRunError(LclsError, ValueError):
+    """An unfinished run was opened without a snapshot."""
+
+
+class SnapshotError(LclsError, LookupError):
+    """The snapshot is not, or no longer, what the files hold."""
+
+
+class SelectionError(LclsError, KeyError):
+    """No such detector, variable or event."""
+
+
+class FormatError(LclsError, ValueError):
+    """A file is damaged or is not what its name says."""
+
+
+class ConfinementError(LclsError, PermissionError):
+    """A file points out of its run's directory."""
+
+
+class TargetExistsError(LclsError, FileExistsError):
+    """What shall be written is there already, or somebody else is writing it."""
+
+
+class UnsupportedError(LclsError, NotImplementedError):
+    """A feature that needs a package or a service which is not here."""

@@ -1,0 +1,102 @@
+"""Names of all streams, gathered by detector and algorithm."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .layout import NOT_DETECTORS, Configuration, Field, Names
+from .names import Lookup, tables
+
+#: Kinds whose two-dimensional arrays are images even when they are small.
+AREA = (
+    "jungfrau", "epix", "cspad", "opal", "archon", "alvium", "andor", "axis", "rayonix", "pnccd", "princeton", "zyla",
+    "uxi", "icarus", "timepix", "streak", "tt", "fim", "image",
+)  # fmt: skip
+
+#: Digitizer data that holds waveforms and FEX windows, by algorithm and version.
+HSD = frozenset({("hsd", (1, 2, 3)), ("raw", (2, 0, 0)), ("raw", (3, 0, 0))})
+
+
+@dataclass(frozen=True)
+class Part:
+    """One detector and algorithm: which fields it has, and where its segments come from.
+
+    Attributes
+    ----------
+    detector, kind, algorithm : str
+    version : tuple of int
+    segments : tuple of int
+        All segments of the *detector*, ascending.
+    fields : mapping of str to Field
+        By the name that users see; labels of enumerations left out.
+    streams : mapping of int to tuple of Names
+        The Names of each stream that has some, by ascending segment.
+    """
+
+    detector: str
+    kind: str
+    algorithm: str
+    version: tuple[int, int, int]
+    segments: tuple[int, ...]
+    fields: Mapping[str, Field]
+    streams: Mapping[int, tuple[Names, ...]]
+
+    @property
+    def name(self) -> str:
+        """``<detector>.<algorithm>``."""
+        return f"{self.detector}.{self.algorithm}"
+
+    @property
+    def is_area(self) -> bool:
+        """Whether two-dimensional arrays of any size are images."""
+        return self.kind.lower().startswith(AREA)
+
+    @property
+    def is_hsd(self) -> bool:
+        """Whether ``chanNN`` fields are digitizer streams."""
+        return self.kind == "hsd" and (self.algorithm, self.version) in HSD
+
+    def tables(
+        self, stream: int, configuration: Configuration, fields: Sequence[str]
+    ) -> tuple[Lookup, np.ndarray[Any, Any]]:
+        """The loops' tables for some fields in one stream, and each slot's position among the segments."""
+        names = self.streams[stream]
+        places = np.array([self.segments.index(n.segment) for n in names], np.int64)
+        return tables(configuration, names, fields), places
+
+
+def parts_of(configurations: Sequence[Configuration]) -> dict[str, Part]:
+    """Every detector and algorithm that events carry, by ``<detector>.<algorithm>``."""
+    segments: dict[str, set[int]] = {}
+    found: dict[tuple[str, str], dict[int, list[Names]]] = {}
+    for stream, names in event_names(configurations):
+        segments.setdefault(names.detector, set()).add(names.segment)
+        found.setdefault((names.detector, names.algorithm), {}).setdefault(stream, []).append(names)
+    return {
+        f"{detector}.{algorithm}": Part(
+            detector,
+            (first := next(iter(streams.values()))[0]).kind,
+            algorithm,
+            first.version,
+            tuple(sorted(segments[detector])),
+            {
+                field.title: field
+                for all_names in streams.values()
+                for names in all_names
+                for field in names.fields
+                if not field.is_label
+            },
+            {stream: tuple(sorted(n, key=lambda x: (x.segment, x.id))) for stream, n in streams.items()},
+        )
+        for (detector, algorithm), streams in found.items()
+    }
+
+
+def event_names(configurations: Sequence[Configuration]) -> Iterator[tuple[int, Names]]:
+    """Every Names that describes event data, with its stream."""
+    for stream, configuration in enumerate(configurations):
+        for names in configuration.names.values():
+            if names.detector not in NOT_DETECTORS and not names.is_config:
+                yield stream, names

@@ -1,0 +1,145 @@
+"""Which files a run consists of, from their names alone."""
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...errors import ConfinementError, RunNotFoundError, SeveralRunsError
+
+IN_PROGRESS = ".inprogress"
+NAME = re.compile(r"(?P<experiment>\w+)-r(?P<run>\d+)-s(?P<stream>\d+)-c(?P<chunk>\d+)\.xtc2")
+
+
+@dataclass(frozen=True)
+class StreamFiles:
+    """Where one stream begins.
+
+    Attributes
+    ----------
+    name : str
+        ``"s000"``, or the file's stem where its name says nothing.
+    first : str
+        Name of its first file, without ``.inprogress``.
+    smalldata : str
+        Name of its smalldata file, relative to the run's directory, or empty.
+    """
+
+    name: str
+    first: str
+    smalldata: str
+
+
+def plain(name: str) -> str:
+    """The file's name as it will be when the run has ended."""
+    return name.removesuffix(IN_PROGRESS)
+
+
+def is_xtc2(path: Path) -> bool:
+    """Whether the name is that of an xtc2 file, finished or not."""
+    return plain(path.name).endswith(".xtc2")
+
+
+def find(directory: Path, name: str) -> Path:
+    """The file of a run, finished or in progress.
+
+    Raises
+    ------
+    RunNotFoundError
+        It is not there.
+    ConfinementError
+        It is a link that leads out of the run's directory.
+    """
+    for candidate in (directory / name, directory / (name + IN_PROGRESS)):
+        if candidate.exists():
+            base = directory.resolve()
+            if not candidate.resolve().is_relative_to(base) and candidate.is_symlink():
+                raise ConfinementError(f"{candidate}: is a link that leads out of the run's directory {base}")
+            return candidate
+    raise RunNotFoundError(f"{directory / name}: no such file; the run's other files name it")
+
+
+def inside(directory: Path, name: str, source: str) -> str:
+    """A file name that was read from a file, if it names something in the same directory.
+
+    Raises
+    ------
+    ConfinementError
+        It does not.
+    """
+    if not name or os.sep in name or name in (".", "..") or "\0" in name or not plain(name).endswith(".xtc2"):
+        raise ConfinementError(f"{source}: names {name[:100]!r} as its next file; only .xtc2 files beside it are read")
+    return plain(name)
+
+
+def runs_in(directory: Path) -> dict[tuple[str, int], list[Path]]:
+    """The xtc2 files of a directory, by the experiment and run in their names."""
+    runs: dict[tuple[str, int], list[Path]] = {}
+    for path in sorted(directory.iterdir()):
+        match = NAME.fullmatch(plain(path.name))
+        if match and not plain(path.name).endswith(".smd.xtc2"):
+            runs.setdefault((match["experiment"], int(match["run"])), []).append(path)
+    return runs
+
+
+def streams_of(path: Path, run: int | None) -> tuple[Path, list[StreamFiles]]:
+    """The directory of a run and its streams.
+
+    Parameters
+    ----------
+    path : Path
+        A file, or a directory of streams.
+    run : int or None
+        Chooses, where the directory holds several runs.
+    """
+    if path.is_dir():
+        directory = path
+        runs = runs_in(path)
+        if run is not None and any(number == run for _, number in runs):
+            runs = {key: files for key, files in runs.items() if key[1] == run}
+        if len(runs) > 1:
+            known = ", ".join(f"{experiment} r{number:04d}" for experiment, number in runs)
+            raise SeveralRunsError(f"{path}: holds several runs ({known}); choose one with run=")
+        paths = next(iter(runs.values())) if runs else [p for p in sorted(path.iterdir()) if is_xtc2(p)]
+        if not paths:
+            raise RunNotFoundError(
+                f"{path}: no xtc2 files; a run is a file or a directory of <expt>-rNNNN-sNNN-cNNN.xtc2"
+            )
+        if not runs and len(paths) > 1:
+            raise SeveralRunsError(
+                f"{path}: {len(paths)} xtc2 files whose names do not say that they are one run; open one of them, or "
+                "name them <expt>-rNNNN-sNNN-cNNN.xtc2"
+            )
+    else:
+        directory, paths = path.parent, [path]
+    return directory, list(_first_chunks(directory, paths))
+
+
+def _first_chunks(directory: Path, paths: Iterable[Path]) -> Iterable[StreamFiles]:
+    lowest: dict[str, tuple[int, str]] = {}
+    for path in paths:
+        name = plain(path.name)
+        match = NAME.fullmatch(name)
+        stream, chunk = (f"s{match['stream']}", int(match["chunk"])) if match else (name.removesuffix(".xtc2"), 0)
+        lowest[stream] = min(lowest.get(stream, (chunk, name)), (chunk, name))
+    for stream, (_, name) in sorted(lowest.items()):
+        small = f"smalldata/{name.removesuffix('.xtc2')}.smd.xtc2"
+        there = any((directory / (small + suffix)).exists() for suffix in ("", IN_PROGRESS))
+        yield StreamFiles(stream, name, small if there else "")
+
+
+def listing(directory: Path, streams: Iterable[StreamFiles]) -> list[str]:
+    """Names of all files that, by their names, belong to these streams: chunks and smalldata too."""
+    names = []
+    for stream in streams:
+        match = NAME.fullmatch(stream.first)
+        if match:
+            stem = re.escape(stream.first.rpartition("-c")[0])
+            pattern = re.compile(stem + r"-c\d+\.xtc2")
+            names += sorted({plain(p.name) for p in directory.iterdir() if pattern.fullmatch(plain(p.name))})
+        else:
+            names.append(stream.first)
+        if stream.smalldata:
+            names.append(stream.smalldata)
+    return names

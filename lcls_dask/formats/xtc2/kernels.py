@@ -1,0 +1,561 @@
+"""The compiled loops over xtc2 events: scan a file, survey a detector, read a field.
+
+Every loop reads through one small buffer by ``pread``, without the GIL: events that lie close together
+come in by large reads, large arrays go from the file straight into the result, and of what nobody asked
+for only the headers are touched. (A memory map would do the same, but kills the process with
+SIGBUS when a file is truncated under it.)
+
+Loops return ``(status, row, position)``: `OK`, or what is wrong with which row at which byte of the file.
+Nothing in a file is trusted: each position is checked against the end of its datagram before it is used.
+"""
+
+import numpy as np
+from numba import njit, types
+
+OK, TRUNCATED, EXTENT, UNKNOWN_NAMES, TIMESTAMP, SHAPE, CONTENT, READ, TOO_LONG, HSD, FULL, TYPE = range(12)
+
+REASONS = {
+    TRUNCATED: "the file ends inside this datagram",
+    EXTENT: "an Xtc's extent does not fit its datagram",
+    UNKNOWN_NAMES: "data of a NamesId that the configuration does not know",
+    TIMESTAMP: "the timestamp is not the one that the index has for this place",
+    SHAPE: "an array's shape is not that of the run's first events; the detector's own node holds it as ragged data",
+    CONTENT: "a field reaches past the end of its data",
+    READ: "the file could not be read",
+    TOO_LONG: "a string is longer than those of the run's first events",
+    HSD: "a digitizer stream is malformed",
+    TYPE: "an Xtc of unknown type",
+}
+
+_pread = types.ExternalFunction("pread", types.intp(types.int32, types.uintp, types.uintp, types.int64))
+
+# what `reader` makes: the state of one buffered file
+_FD, _LO, _HI, _END, _AHEAD = 0, 1, 2, 3, 4
+_LEAST = 4096
+_DIRECT = 16384  # a payload of this many bytes does not pass through the buffer
+
+# results of `_locate`
+_AT, _BYTES, _COUNT = 0, 1, 2
+
+
+def reader(fd: int, end: int) -> tuple[np.ndarray, np.ndarray]:
+    """State and buffer for the loops over one file, of which the first `end` bytes count."""
+    return np.array([fd, 0, 0, end, _LEAST], np.int64), np.empty(1 << 18, np.uint8)
+
+
+@njit(nogil=True, cache=True)
+def _fill(fd, address, size, position):
+    """Read exactly `size` bytes; whether that worked."""
+    done = 0
+    while done < size:
+        got = _pread(fd, address + done, size - done, position + done)
+        if got <= 0:
+            return False
+        done += got
+    return True
+
+
+@njit(nogil=True, cache=True)
+def _need(st, buf, position, size):
+    """Index in `buf` of the file's bytes [position, position + size); -1: it has none such, -2: they can't be read."""
+    if st[_LO] <= position and position + size <= st[_HI]:
+        return position - st[_LO]
+    if position < 0 or position + size > st[_END]:
+        return -1
+    near = st[_LO] <= position <= st[_HI] + 2 * _LEAST
+    st[_AHEAD] = min(2 * st[_AHEAD], buf.size) if near else _LEAST
+    want = min(max(st[_AHEAD], size), buf.size, st[_END] - position)
+    if not _fill(st[_FD], buf.ctypes.data, want, position):
+        st[_LO] = st[_HI] = 0
+        return -2
+    st[_LO], st[_HI] = position, position + want
+    return 0
+
+
+@njit(nogil=True, cache=True)
+def _u32(buf, i):
+    return np.int64(buf[i]) | np.int64(buf[i + 1]) << 8 | np.int64(buf[i + 2]) << 16 | np.int64(buf[i + 3]) << 24
+
+
+@njit(nogil=True, cache=True)
+def _u16(buf, i):
+    return np.int64(buf[i]) | np.int64(buf[i + 1]) << 8
+
+
+@njit(nogil=True, cache=True)
+def _stamp(buf, i):
+    return np.uint64(_u32(buf, i + 4)) << np.uint64(32) | np.uint64(_u32(buf, i))
+
+
+@njit(nogil=True, cache=True)
+def scan(st, buf, position, stamps, offsets):
+    """Walk over datagrams until the first that is no event.
+
+    Returns ``(status, events, position)``; `OK` at a transition (which starts at `position`), `FULL` when the
+    arrays are, `TRUNCATED` at the end of the file (`position` is where the last whole datagram ends).
+    """
+    n = 0
+    while True:
+        i = _need(st, buf, position, 24)
+        if i < 0:
+            return (TRUNCATED if i == -1 else READ), n, position
+        extent = _u32(buf, i + 20)
+        if extent < 12 or extent >= 1 << 31:
+            return EXTENT, n, position
+        if position + 12 + extent > st[_END]:
+            return TRUNCATED, n, position
+        service = buf[i + 11] & 15
+        if service != 12 and service != 11:
+            return OK, n, position
+        if n == stamps.size:
+            return FULL, n, position
+        stamps[n] = _stamp(buf, i)
+        offsets[n] = position
+        n += 1
+        position += 12 + extent
+
+
+@njit(nogil=True, cache=True)
+def scan_smalldata(st, buf, position, slots, ranks, sizes, fields, stamps, offsets, lengths):
+    """`scan` over smalldata: offsets and lengths are those that ``smdinfo`` gives for the event in the big file."""
+    n = 0
+    where, damage = np.empty(1, np.int64), np.empty(1, np.uint16)
+    shape, found = np.empty(5, np.int64), np.empty(3, np.int64)
+    while True:
+        i = _need(st, buf, position, 24)
+        if i < 0:
+            return (TRUNCATED if i == -1 else READ), n, position
+        extent = _u32(buf, i + 20)
+        if extent < 12 or extent >= 1 << 31:
+            return EXTENT, n, position
+        if position + 12 + extent > st[_END]:
+            return TRUNCATED, n, position
+        service = buf[i + 11] & 15
+        if service != 12 and service != 11:
+            return OK, n, position
+        if n == stamps.size:
+            return FULL, n, position
+        stamps[n] = _stamp(buf, i)
+        status, at = _walk(st, buf, position, stamps[n], slots, where, damage)
+        if status != OK:
+            return status, n, at
+        if where[0] < 0:
+            return CONTENT, n, position
+        for k in range(2):
+            status = _locate(st, buf, where[0], ranks[0], sizes[0], fields[k], shape, found)
+            if status != OK or found[_BYTES] != 8:
+                return CONTENT, n, where[0]
+            i = _need(st, buf, found[_AT], 8)
+            if i < 0:
+                return CONTENT, n, where[0]
+            value = _u32(buf, i) | _u32(buf, i + 4) << 32
+            if k == 0:
+                offsets[n] = value
+            else:
+                lengths[n] = value
+        n += 1
+        position += 12 + extent
+
+
+@njit(nogil=True, cache=True)
+def _walk(st, buf, position, stamp, slots, where, damage):
+    """Find the ShapesData that `slots` asks for in the datagram at `position`.
+
+    `slots[NamesId]` is -2 for an id that the configuration does not know, -1 for one that nobody asked for, else an
+    index into `where` (file position of the ShapesData, -1 if absent) and `damage`.
+    """
+    where[:] = -1
+    damage[:] = 0
+    i = _need(st, buf, position, 24)
+    if i < 0:
+        return (TRUNCATED if i == -1 else READ), position
+    if _stamp(buf, i) != stamp:
+        return TIMESTAMP, position
+    extent = _u32(buf, i + 20)
+    end = position + 12 + extent
+    if extent < 12 or end > st[_END]:
+        return TRUNCATED, position
+    root = _u16(buf, i + 16)
+    damage[:] = root  # of an absent contribution the datagram's own damage tells why
+    if root & 8:  # Corrupted: the inside is not to be trusted
+        return OK, position
+    at = position + 24
+    while at < end:
+        if at + 12 > end:
+            return EXTENT, at
+        i = _need(st, buf, at, 12)
+        if i < 0:
+            return (TRUNCATED if i == -1 else READ), at
+        src, kind, extent = _u32(buf, i) & 0xFFFFF, _u16(buf, i + 6) & 0xFFF, _u32(buf, i + 8)
+        if extent < 12 or at + extent > end:
+            return EXTENT, at
+        if kind == 0 and not _u16(buf, i + 4) & 8:
+            at += 12  # what is inside a Parent ends where the Parent does
+            continue
+        if kind == 1:
+            slot = -2 if src >= slots.size else slots[src]
+            if slot == -2:
+                return UNKNOWN_NAMES, at
+            if slot >= 0:
+                where[slot] = at
+                damage[slot] = _u16(buf, i + 4)
+        elif kind > 4:
+            return TYPE, at
+        at += extent
+    return OK, position
+
+
+@njit(nogil=True, cache=True)
+def _locate(st, buf, position, ranks, sizes, field, shape, found):
+    """Position, bytes and element count of a field in the ShapesData at `position`; its shape into `shape`."""
+    i = _need(st, buf, position, 12)
+    if i < 0:
+        return TRUNCATED if i == -1 else READ
+    end = position + _u32(buf, i + 8)
+    at = position + 12
+    shapes = shapes_end = data = data_end = np.int64(-1)
+    while at + 12 <= end:
+        i = _need(st, buf, at, 12)
+        if i < 0:
+            return TRUNCATED if i == -1 else READ
+        kind, extent = _u16(buf, i + 6) & 0xFFF, _u32(buf, i + 8)
+        if extent < 12 or at + extent > end:
+            return EXTENT
+        if kind == 2:
+            shapes, shapes_end = at + 12, at + extent
+        elif kind == 3:
+            data, data_end = at + 12, at + extent
+        at += extent
+    if data < 0:
+        return CONTENT
+    for f in range(field + 1):
+        count = np.int64(1)
+        if ranks[f] > 0:
+            if shapes < 0 or shapes + 20 > shapes_end:
+                return CONTENT
+            i = _need(st, buf, shapes, 20)
+            if i < 0:
+                return TRUNCATED if i == -1 else READ
+            for d in range(ranks[f]):
+                length = _u32(buf, i + 4 * d)
+                if f == field:
+                    shape[d] = length
+                count *= length
+                if count > data_end - data:  # also keeps the product from running over
+                    return CONTENT
+            shapes += 20
+        size = count * sizes[f]
+        if data + size > data_end:
+            return CONTENT
+        if f == field:
+            found[_AT], found[_BYTES], found[_COUNT] = data, size, count
+        data += size
+    return OK
+
+
+@njit(nogil=True, cache=True)
+def _copy(st, buf, position, size, out, at):
+    """Bytes of the file into ``out[at:at + size]``."""
+    if position < st[_LO] or position + size > st[_HI]:
+        if size >= _DIRECT:
+            if position + size > st[_END]:
+                return TRUNCATED
+            return OK if _fill(st[_FD], out.ctypes.data + at, size, position) else READ
+    i = _need(st, buf, position, size)
+    if i < 0:
+        return TRUNCATED if i == -1 else READ
+    out[at : at + size] = buf[i : i + size]
+    return OK
+
+
+@njit(nogil=True, cache=True)
+def survey(st, buf, offsets, stamps, slots, present, damage):
+    """Which contributions are there, and their damage. (rows, slots) arrays; an offset of -1 is an absent datagram."""
+    where = np.empty(present.shape[1], np.int64)
+    for row in range(offsets.size):
+        if offsets[row] < 0:
+            continue
+        status, at = _walk(st, buf, offsets[row], stamps[row], slots, where, damage[row])
+        if status != OK:
+            return status, row, at
+        for s in range(where.size):
+            present[row, s] = where[s] >= 0
+    return OK, -1, -1
+
+
+@njit(nogil=True, cache=True)
+def survey_shapes(st, buf, offsets, stamps, slots, ranks, sizes, fields, shapes):
+    """Shapes of one field, (rows, slots, 5) int64, -1 where absent. ``fields[slot]`` is -1 where a Names lacks it."""
+    where, damage = np.empty(fields.size, np.int64), np.empty(fields.size, np.uint16)
+    found = np.empty(3, np.int64)
+    for row in range(offsets.size):
+        if offsets[row] < 0:
+            continue
+        status, at = _walk(st, buf, offsets[row], stamps[row], slots, where, damage)
+        if status != OK:
+            return status, row, at
+        for s in range(where.size):
+            if where[s] < 0 or fields[s] < 0:
+                continue
+            shapes[row, s, :] = 1
+            status = _locate(st, buf, where[s], ranks[s], sizes[s], fields[s], shapes[row, s], found)
+            if status != OK:
+                return status, row, where[s]
+    return OK, -1, -1
+
+
+@njit(nogil=True, cache=True)
+def read_dense(st, buf, offsets, stamps, slots, ranks, sizes, fields, places, shape, item, text, out):
+    """Values of one field, each into its place of `out`, bytes of shape (rows, segments * item).
+
+    ``places[slot]`` is the segment's position. `text`: values are NUL-terminated and at most `item` bytes long.
+    """
+    where, damage = np.empty(fields.size, np.int64), np.empty(fields.size, np.uint16)
+    actual, found = np.empty(5, np.int64), np.empty(3, np.int64)
+    flat = out.reshape(out.size)
+    for row in range(offsets.size):
+        if offsets[row] < 0:
+            continue
+        status, at = _walk(st, buf, offsets[row], stamps[row], slots, where, damage)
+        if status != OK:
+            return status, row, at
+        for s in range(where.size):
+            if where[s] < 0 or fields[s] < 0:
+                continue
+            status = _locate(st, buf, where[s], ranks[s], sizes[s], fields[s], actual, found)
+            if status != OK:
+                return status, row, where[s]
+            begin = row * out.shape[1] + places[s] * item
+            if text:
+                size = min(found[_BYTES], item)
+                status = _copy(st, buf, found[_AT], size, flat, begin)
+                if status != OK:
+                    return status, row, where[s]
+                ended = found[_BYTES] <= item
+                for k in range(size):
+                    if flat[begin + k] == 0:
+                        flat[begin + k : begin + size] = 0
+                        ended = True
+                        break
+                if not ended:
+                    return TOO_LONG, row, where[s]
+                continue
+            for d in range(shape.size):
+                if actual[d] != shape[d]:
+                    return SHAPE, row, where[s]
+            if found[_BYTES] != item:
+                return SHAPE, row, where[s]
+            status = _copy(st, buf, found[_AT], item, flat, begin)
+            if status != OK:
+                return status, row, where[s]
+    return OK, -1, -1
+
+
+@njit(nogil=True, cache=True)
+def read_ragged(st, buf, offsets, stamps, slots, ranks, sizes, fields, places, starts, ends, out):
+    """Values of one field one behind the other: row r, segment s into bytes ``starts[r, s]:ends[r, s]`` of `out`."""
+    where, damage = np.empty(fields.size, np.int64), np.empty(fields.size, np.uint16)
+    actual, found = np.empty(5, np.int64), np.empty(3, np.int64)
+    for row in range(offsets.size):
+        if offsets[row] < 0:
+            continue
+        status, at = _walk(st, buf, offsets[row], stamps[row], slots, where, damage)
+        if status != OK:
+            return status, row, at
+        for s in range(where.size):
+            if where[s] < 0 or fields[s] < 0:
+                continue
+            status = _locate(st, buf, where[s], ranks[s], sizes[s], fields[s], actual, found)
+            if status != OK:
+                return status, row, where[s]
+            p = places[s]
+            if ends[row, p] - starts[row, p] != found[_BYTES]:
+                return SHAPE, row, where[s]
+            status = _copy(st, buf, found[_AT], found[_BYTES], out, starts[row, p])
+            if status != OK:
+                return status, row, where[s]
+    return OK, -1, -1
+
+
+@njit(nogil=True, cache=True)
+def _payload(st, buf, position, size):
+    """A payload in memory: an array that holds it and where in it, -1 if it can't be read."""
+    if size <= buf.size:
+        return buf, _need(st, buf, position, size)
+    whole = np.empty(size, np.uint8)
+    return whole, (np.int64(0) if _fill(st[_FD], whole.ctypes.data, size, position) else np.int64(-2))
+
+
+@njit(nogil=True, cache=True)
+def _streams(data, i, size, mask, parts):
+    """Find the raw and the FEX words of a digitizer payload; `parts`: first word and number of words of each, flags.
+
+    Streams lie one behind the other until every bit of the event header's mask has been seen.
+    """
+    parts[:] = 0
+    end = i + size
+    while mask and i + 16 <= end:
+        head, kind = _u32(data, i), _u32(data, i + 4) >> 24
+        words = head & 0x1FFFFFFF
+        i += 16
+        if kind > 1 or i + 2 * words > end:
+            return HSD
+        parts[2 * kind], parts[2 * kind + 1] = i, words
+        parts[4] |= (head >> 29) << (3 * kind)
+        mask &= ~(1 << kind)
+        i += 2 * words
+    return HSD if mask else OK
+
+
+@njit(nogil=True, cache=True)
+def _find_payload(st, buf, position, ranks, sizes, field, header, shape, found, parts):
+    """Locate a digitizer channel and its streams; returns the array that holds them and a status."""
+    parts[:] = 0
+    status = _locate(st, buf, position, ranks, sizes, header, shape, found)
+    if status != OK:
+        return buf, status
+    i = _need(st, buf, found[_AT], 4)
+    if i < 0 or found[_BYTES] < 4:
+        return buf, CONTENT
+    mask = _u32(buf, i) >> 20 & 3
+    status = _locate(st, buf, position, ranks, sizes, field, shape, found)
+    if status != OK or found[_BYTES] == 0:
+        return buf, status
+    if found[_AT] + found[_BYTES] > st[_END]:
+        return buf, TRUNCATED
+    data, i = _payload(st, buf, found[_AT], found[_BYTES])
+    if i < 0:
+        return data, READ
+    return data, _streams(data, i, found[_BYTES], mask, parts)
+
+
+@njit(nogil=True, cache=True)
+def survey_hsd(
+    st, buf, offsets, stamps, slots, ranks, sizes, fields, headers, places, lead, first, counts, flags, starts, lengths
+):
+    """Count samples and find the FEX windows of digitizer channels.
+
+    ``counts[row, place]`` becomes (waveform samples, windows); windows are appended to `starts` and `lengths` in the
+    order of rows and *slots*. `lead` samples at the start of the first window are baselines, no signal (format 3.0.0).
+    Starts at row `first`; returns ``(FULL, row, windows)`` where the arrays are full, ``(OK, -1, windows)`` at the end.
+    """
+    n = 0
+    where, damage = np.empty(fields.size, np.int64), np.empty(fields.size, np.uint16)
+    shape, found, parts = np.empty(5, np.int64), np.empty(3, np.int64), np.empty(5, np.int64)
+    for row in range(first, offsets.size):
+        if offsets[row] < 0:
+            continue
+        status, at = _walk(st, buf, offsets[row], stamps[row], slots, where, damage)
+        if status != OK:
+            return status, row, at
+        before = n
+        for s in range(where.size):
+            if where[s] < 0 or fields[s] < 0:
+                continue
+            data, status = _find_payload(
+                st, buf, where[s], ranks[s], sizes[s], fields[s], headers[s], shape, found, parts
+            )
+            if status != OK:
+                return status, row, where[s]
+            counts[row, places[s], 0] = parts[1]
+            flags[row, places[s]] = parts[4]
+            start = n
+            if n + parts[3] // 4 + 1 > starts.size:  # no more windows than groups of four
+                return FULL, row, before
+            i, time, inside = parts[2], 0, False
+            for _ in range(parts[3] // 4):
+                word = _u16(data, i)
+                if word & 0x8000:
+                    time += (
+                        (word & 0x7FFF)
+                        + (_u16(data, i + 2) & 0x7FFF)
+                        + (_u16(data, i + 4) & 0x7FFF)
+                        + (_u16(data, i + 6) & 0x7FFF)
+                    )
+                    inside = False
+                else:
+                    if not inside:
+                        starts[n], lengths[n] = time, 0
+                        n += 1
+                        inside = True
+                    lengths[n - 1] += 4
+                    time += 4
+                i += 8
+            if n > start and lead:
+                starts[start] += lead
+                lengths[start] -= lead
+            counts[row, places[s], 1] = n - start
+    return OK, -1, n
+
+
+@njit(nogil=True, cache=True)
+def read_hsd(st, buf, offsets, stamps, slots, ranks, sizes, fields, headers, places, lead, fex, begins, ends, out):
+    """uint16 samples of waveforms (`fex` 0) or FEX windows (1): row r, place p to ``out[begins[r, p]:ends[r, p]]``."""
+    where, damage = np.empty(fields.size, np.int64), np.empty(fields.size, np.uint16)
+    shape, found, parts = np.empty(5, np.int64), np.empty(3, np.int64), np.empty(5, np.int64)
+    for row in range(offsets.size):
+        if offsets[row] < 0:
+            continue
+        status, at = _walk(st, buf, offsets[row], stamps[row], slots, where, damage)
+        if status != OK:
+            return status, row, at
+        for s in range(where.size):
+            if where[s] < 0 or fields[s] < 0:
+                continue
+            begin, end = begins[row, places[s]], ends[row, places[s]]
+            if begin == end:
+                continue
+            data, status = _find_payload(
+                st, buf, where[s], ranks[s], sizes[s], fields[s], headers[s], shape, found, parts
+            )
+            if status != OK:
+                return status, row, where[s]
+            i, words = parts[2 * fex], parts[2 * fex + 1]
+            if not fex:
+                if words != end - begin:
+                    return SHAPE, row, where[s]
+                for k in range(words):
+                    out[begin + k] = _u16(data, i + 2 * k)
+                continue
+            skip, k = lead, begin
+            for _ in range(words // 4):
+                if not data[i + 1] & 0x80:
+                    if skip:
+                        skip -= 4
+                    else:
+                        if k + 4 > end:
+                            return SHAPE, row, where[s]
+                        for j in range(4):
+                            out[k + j] = _u16(data, i + 2 * j)
+                        k += 4
+                i += 8
+            if k != end:
+                return SHAPE, row, where[s]
+    return OK, -1, -1
+
+
+@njit(nogil=True, cache=True)
+def check(st, buf, offsets, stamps, slots, ranks, sizes, lasts, present, bits, statuses, positions):
+    """Walk through every field of every contribution; goes on after damage.
+
+    ``lasts[slot]`` is the last field of each Names, -1 without fields. Counts go to ``present[slot]`` and, by damage
+    bit, ``bits[slot, 16]``; what is wrong with each row to `statuses`, and where to `positions`.
+    """
+    where, damage = np.empty(lasts.size, np.int64), np.empty(lasts.size, np.uint16)
+    shape, found = np.empty(5, np.int64), np.empty(3, np.int64)
+    for row in range(offsets.size):
+        if offsets[row] < 0:
+            continue
+        statuses[row], positions[row] = _walk(st, buf, offsets[row], stamps[row], slots, where, damage)
+        for s in range(where.size):
+            if statuses[row] != OK:
+                break
+            for bit in range(16):
+                bits[s, bit] += damage[s] >> bit & 1
+            if where[s] < 0:
+                continue
+            present[s] += 1
+            if lasts[s] >= 0:
+                statuses[row] = _locate(st, buf, where[s], ranks[s], sizes[s], lasts[s], shape, found)
+                positions[row] = where[s]
+    return OK, -1, -1

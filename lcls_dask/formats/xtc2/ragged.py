@@ -1,0 +1,382 @@
+"""Ragged fields as CSR: how many elements each (event, segment) row has, and the elements one behind the other.
+
+The lengths are found once, by threads, and kept with the index; the elements stay in the run's files.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from . import kernels
+from .detectors import Part
+from .events import Array, ByRow, Events, in_blocks
+from .tables import map_file, published
+
+#: Rows of events surveyed at a time by one thread.
+BLOCK = 1 << 14
+
+#: Time between samples of the digitizer, in seconds: 6.4 GHz * 13/14 (psana's constant for all models).
+SAMPLE_INTERVAL = 1 / (6.4e9 * 13 / 14)
+
+
+def _cumulative(file: IO[bytes], counts: Array, total: int) -> int:
+    """Append running ends of `counts`, which begin at `total`; the new total."""
+    ends = np.cumsum(counts, dtype=np.int64) + total
+    ends.tofile(file)
+    return int(ends[-1]) if ends.size else total
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """One ragged field of a detector, over the events that are its own.
+
+    Attributes
+    ----------
+    offset : (rows + 1,) int64
+        Where each (event, segment) begins among the elements.
+    shapes : (rows, rank) int32 or None
+        Of each row's array, for fields of rank above one.
+    """
+
+    events: Events
+    part: Part
+    field: str
+    own: "OwnEvents"
+    directory: Path
+
+    @cached_property
+    def offset(self) -> Array:
+        return map_file(self.directory / "offset", "<i8")
+
+    @cached_property
+    def shapes(self) -> Array:
+        rank = self.part.fields[self.field].rank
+        return map_file(self.directory / "shapes", "<i4").reshape(-1, rank)
+
+    def elements(self, first: int, last: int) -> Array:
+        """Elements `first` to `last`."""
+        dtype = self.part.fields[self.field].dtype
+        rows, starts, ends, skip, total = _cover(self.offset, first, last, len(self.part.segments))
+        out = np.zeros(total * dtype.itemsize, np.uint8)
+        for stream in self.part.streams:
+            t, places = self.part.tables(stream, self.events.configurations[stream], (self.field,))
+            self.events.run(
+                stream,
+                self.own.among_all(rows),
+                kernels.read_ragged,
+                *t.arrays,
+                t.fields[:, 0],
+                places,
+                ByRow(starts * dtype.itemsize),
+                ByRow(ends * dtype.itemsize),
+                out,
+            )
+        return out.view(dtype)[skip : skip + last - first]
+
+
+def _cover(offset: Any, first: int, last: int, segments: int) -> tuple[slice, Array, Array, int, int]:
+    """Events whose rows hold elements `first` to `last`: with each row's place in what is read, and what to skip."""
+    begin = (int(offset.searchsorted(first, "right")) - 1) // segments
+    end = -(-int(offset.searchsorted(last, "left")) // segments) if last > first else begin
+    edges = np.asarray(offset[begin * segments : end * segments + 1])
+    base = int(edges[0]) if edges.size else 0
+    starts = (edges[:-1] - base).reshape(-1, segments)
+    ends = (edges[1:] - base).reshape(-1, segments)
+    return slice(begin, end), starts, ends, first - base, int(edges[-1]) - base if edges.size else 0
+
+
+@dataclass(frozen=True)
+class OwnEvents:
+    """The events of a detector among all: `rows` is None where it has every one."""
+
+    count: int
+    rows: Array | None
+
+    def among_all(self, mine: "slice | Array") -> "slice | Array":
+        """Numbers among all events of events counted among the detector's own."""
+        return mine if self.rows is None else np.asarray(self.rows[mine]).astype(np.int64)
+
+
+def own_events(events: Events, parts: Mapping[str, Part], detector: str) -> OwnEvents:
+    """Events at which a detector's streams have a datagram that, in streams of several detectors, holds this one."""
+    total = len(events.tables.timestamps)
+    mine = [part for part in parts.values() if part.detector == detector]
+    streams = sorted({stream for part in mine for stream in part.streams})
+    shared = {
+        stream
+        for stream in streams
+        if any(part.detector != detector and stream in part.streams for part in parts.values())
+    }
+    for stream in streams:
+        if stream not in shared and events.tables.streams[stream].events is None:
+            return OwnEvents(total, None)
+    target = events.tables.directory / f"own-{detector}"
+    if not target.is_dir():
+        with published(target) as making, (making / "events").open("wb") as out:
+            for numbers in in_blocks(total, BLOCK, lambda rows: _present(events, mine, streams, shared, rows)):
+                numbers.tofile(out)
+    rows = map_file(target / "events", "<u4")
+    return OwnEvents(total, None) if rows.size == total else OwnEvents(rows.size, rows)
+
+
+def _present(events: Events, mine: list[Part], streams: list[int], shared: set[int], rows: slice) -> Array:
+    there = np.zeros(rows.stop - rows.start, np.bool_)
+    for stream in streams:
+        if stream not in shared:
+            there |= events.places(stream, rows) >= 0
+            continue
+        for part in mine:
+            if stream in part.streams:
+                t, _ = part.tables(stream, events.configurations[stream], ())
+                present = np.zeros((there.size, len(t.names)), np.bool_)
+                damage = np.zeros(present.shape, np.uint16)
+                events.run(stream, rows, kernels.survey, t.slots, ByRow(present), ByRow(damage))
+                there |= present.any(1)
+    return np.asarray(np.flatnonzero(there) + rows.start, "<u4")
+
+
+def survey_field(events: Events, part: Part, field: str, own: OwnEvents) -> Ragged:
+    """Find the lengths of a variable-length field."""
+    target = events.tables.directory / f"{part.name}.{field}"
+    rank = part.fields[field].rank
+    if not target.is_dir():
+        with published(target) as making, (making / "offset").open("wb") as out, (making / "shapes").open("wb") as more:
+            total = 0
+            np.zeros(1, np.int64).tofile(out)
+            for shapes in in_blocks(own.count, BLOCK, lambda rows: _shapes(events, part, field, own, rows)):
+                flat = shapes.reshape(-1, 5)[:, :rank]
+                total = _cumulative(out, np.where(flat[:, 0] < 0, 0, flat.prod(1, dtype=np.int64)), total)
+                if rank > 1:
+                    np.maximum(flat, 0).astype("<i4").tofile(more)
+    return Ragged(events, part, field, own, target)
+
+
+def _shapes(events: Events, part: Part, field: str, own: OwnEvents, rows: slice) -> Array:
+    out = np.full((rows.stop - rows.start, len(part.segments), 5), -1, np.int64)
+    for stream in part.streams:
+        t, places = part.tables(stream, events.configurations[stream], (field,))
+        found = np.full((out.shape[0], len(t.names), 5), -1, np.int64)
+        events.run(stream, own.among_all(rows), kernels.survey_shapes, *t.arrays, t.fields[:, 0], ByRow(found))
+        out[:, places] = np.where(found[..., :1] >= 0, found, out[:, places])
+    return out
+
+
+@dataclass(frozen=True)
+class Digitizer:
+    """One channel field of a digitizer: waveforms and FEX windows, over the detector's own events.
+
+    Attributes
+    ----------
+    offset : (rows + 1,) int64
+        Where each row's waveform begins among all samples of waveforms.
+    windows : (rows + 1,) int64
+        Where each row's windows begin among all windows.
+    starts : (windows,) int32
+        In samples of the full waveform.
+    samples : (windows + 1,) int64
+        Where each window's samples begin.
+    flags : (rows,) uint8
+        Bits 0-2 raw, 3-5 FEX: out of range, unlocked, overflow.
+    """
+
+    events: Events
+    part: Part
+    field: str
+    own: OwnEvents
+    directory: Path
+
+    @cached_property
+    def offset(self) -> Array:
+        return map_file(self.directory / "offset", "<i8")
+
+    @cached_property
+    def windows(self) -> Array:
+        return map_file(self.directory / "windows", "<i8")
+
+    @cached_property
+    def starts(self) -> Array:
+        return map_file(self.directory / "starts", "<i4")
+
+    @cached_property
+    def samples(self) -> Array:
+        return map_file(self.directory / "samples", "<i8")
+
+    @cached_property
+    def flags(self) -> Array:
+        return map_file(self.directory / "flags", "|u1")
+
+    def lengths(self, windows: slice) -> Array:
+        """Samples of some windows, int32."""
+        return np.diff(self.samples[windows.start : windows.stop + 1]).astype(np.int32)
+
+    def waveforms(self, first: int, last: int) -> Array:
+        """Samples of waveforms, uint16."""
+        return self._read(0, self.offset, first, last)
+
+    def window_samples(self, first: int, last: int) -> Array:
+        """Samples of FEX windows, uint16."""
+        # rows do not know their samples, but their windows do
+        return self._read(1, _Composed(self.samples, self.windows), first, last)
+
+    def _read(self, fex: int, offset: Any, first: int, last: int) -> Array:
+        rows, starts, ends, skip, total = _cover(offset, first, last, len(self.part.segments))
+        out = np.zeros(total, np.uint16)
+        for stream in self.part.streams:
+            t, places = self.part.tables(stream, self.events.configurations[stream], (self.field, "eventHeader"))
+            self.events.run(
+                stream,
+                self.own.among_all(rows),
+                kernels.read_hsd,
+                *t.arrays,
+                t.fields[:, 0],
+                t.fields[:, 1],
+                places,
+                lead(self.part),
+                fex,
+                ByRow(starts),
+                ByRow(ends),
+                out,
+            )
+        return out[skip : skip + last - first]
+
+
+@dataclass(frozen=True)
+class _Composed:
+    """``outer[inner]`` without making it: offsets of rows among samples, through windows."""
+
+    outer: Array
+    inner: Array
+
+    def __getitem__(self, rows: slice) -> Array:
+        values: Array = self.outer[np.asarray(self.inner[rows])]
+        return values
+
+    def searchsorted(self, value: int, side: str) -> int:
+        """Like numpy's, by bisection."""
+        low, high = 0, self.inner.size
+        while low < high:
+            middle = (low + high) // 2
+            here = self.outer[self.inner[middle]]
+            if here < value or (side == "right" and here == value):
+                low = middle + 1
+            else:
+                high = middle
+        return low
+
+
+def lead(part: Part) -> int:
+    """Samples at the start of an event's first window that are baselines of the ADC cores, no signal."""
+    return 4 if part.version == (3, 0, 0) else 0
+
+
+def survey_digitizer(events: Events, part: Part, field: str, own: OwnEvents) -> Digitizer:
+    """Find waveforms and FEX windows: their lengths and starts."""
+    target = events.tables.directory / f"{part.name}.{field}.hsd"
+    if not target.is_dir():
+        with published(target) as making:
+            files = {name: (making / name).open("wb") for name in ("offset", "windows", "starts", "samples", "flags")}
+            try:
+                for name in ("offset", "windows", "samples"):
+                    np.zeros(1, np.int64).tofile(files[name])
+                waves = windows = samples = 0
+                for counts, flags, starts, lengths in in_blocks(
+                    own.count, BLOCK, lambda rows: _digitizer_block(events, part, field, own, rows)
+                ):
+                    waves = _cumulative(files["offset"], counts[..., 0].ravel(), waves)
+                    windows = _cumulative(files["windows"], counts[..., 1].ravel(), windows)
+                    samples = _cumulative(files["samples"], lengths, samples)
+                    starts.astype("<i4").tofile(files["starts"])
+                    flags.tofile(files["flags"])
+            finally:
+                for file in files.values():
+                    file.close()
+    return Digitizer(events, part, field, own, target)
+
+
+def _digitizer_block(
+    events: Events, part: Part, field: str, own: OwnEvents, rows: slice
+) -> tuple[Array, Array, Array, Array]:
+    size, segments = rows.stop - rows.start, len(part.segments)
+    counts = np.zeros((size, segments, 2), np.int64)
+    flags = np.zeros((size, segments), np.uint8)
+    found = []
+    for stream in part.streams:
+        t, places = part.tables(stream, events.configurations[stream], (field, "eventHeader"))
+        windows: list[tuple[Array, Array]] = []
+        events.run(
+            stream,
+            own.among_all(rows),
+            _survey_windows,
+            *t.arrays,
+            t.fields[:, 0],
+            t.fields[:, 1],
+            places,
+            lead(part),
+            ByRow(counts),
+            ByRow(flags),
+            windows,
+        )
+        found.append((places, windows))
+    order = np.cumsum(counts[..., 1].ravel()) - counts[..., 1].ravel()
+    total = int(counts[..., 1].sum())
+    starts, lengths = np.empty(total, np.int32), np.empty(total, np.int32)
+    for places, windows in found:
+        if not windows:
+            continue
+        theirs, their_lengths = (np.concatenate(arrays) for arrays in zip(*windows, strict=True))
+        mine = counts[:, places, 1].ravel()
+        targets = np.repeat(order.reshape(size, segments)[:, places].ravel() - (np.cumsum(mine) - mine), mine)
+        targets += np.arange(theirs.size)
+        starts[targets], lengths[targets] = theirs, their_lengths
+    return counts, flags, starts, lengths
+
+
+def _survey_windows(
+    st: Array,
+    buf: Array,
+    offsets: Array,
+    stamps: Array,
+    slots: Array,
+    ranks: Array,
+    sizes: Array,
+    fields: Array,
+    headers: Array,
+    places: Array,
+    lead: int,
+    counts: Array,
+    flags: Array,
+    windows: list[tuple[Array, Array]],
+) -> tuple[int, int, int]:
+    """`kernels.survey_hsd` with as much room for windows as it takes; they are appended to `windows`."""
+    first, room = 0, 16 * fields.size * offsets.size + 4096
+    while True:
+        starts, lengths = np.empty(room, np.int32), np.empty(room, np.int32)
+        status, row, n = kernels.survey_hsd(
+            st,
+            buf,
+            offsets,
+            stamps,
+            slots,
+            ranks,
+            sizes,
+            fields,
+            headers,
+            places,
+            lead,
+            first,
+            counts,
+            flags,
+            starts,
+            lengths,
+        )
+        if status not in (kernels.FULL, kernels.OK):
+            return status, row, n
+        windows.append((starts[:n].copy(), lengths[:n].copy()))
+        if status == kernels.OK:
+            return status, row, n
+        room *= 1 if row > first else 2  # one event alone may need more than all the room
+        first = row

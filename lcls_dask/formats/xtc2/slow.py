@@ -1,0 +1,126 @@
+"""What transitions carry: configuration, scan steps, slow variables. Read whole: a run has few of them."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .events import Array, Events
+from .layout import BEGIN_STEP, NOT_DETECTORS, SLOW_UPDATE, parse_transition
+
+#: Configuration arrays up to this many elements are attributes; larger ones are variables of the detector's node.
+MOST_IN_ATTRIBUTE = 256
+
+
+@dataclass(frozen=True)
+class Table:
+    """Values at their own times: rows are transitions.
+
+    Attributes
+    ----------
+    timestamps : (rows,) uint64
+    columns : mapping of str to (rows, ...) ndarray
+        A value holds until the next row; before the first one it is zero or empty.
+    seen : mapping of str to (rows,) bool
+        False where a value had not been given yet.
+    """
+
+    timestamps: Array
+    columns: Mapping[str, Array]
+    seen: Mapping[str, Array]
+
+
+def steps(events: Events) -> Table:
+    """Scan variables of each step; a step is a BeginStep of any stream, at its timestamp."""
+    return _table(events, BEGIN_STEP, "scan", every=True)
+
+
+def slow_variables(events: Events) -> Table:
+    """EPICS variables at each SlowUpdate that carries some."""
+    return _table(events, SLOW_UPDATE, "epics", every=False)
+
+
+def _table(events: Events, service: int, detector: str, *, every: bool) -> Table:
+    rows: dict[int, dict[str, Any]] = {}
+    for number, stream in enumerate(events.tables.streams):
+        names = events.configurations[number].names
+        carries = any(n.detector == detector for n in names.values())
+        for place in stream.transitions:
+            if place.service != service:
+                continue
+            if every:
+                rows.setdefault(place.timestamp, {})
+            if carries:
+                data, dgram, file = events.transition(stream, place)
+                for described, values in parse_transition(data, dgram, names, file):
+                    if described.detector == detector:
+                        titles = {f.name: f.title for f in described.fields if not f.is_label}
+                        found = {titles[k]: v for k, v in values.items() if k in titles}
+                        rows.setdefault(place.timestamp, {}).update(found)
+    stamps = sorted(rows)
+    keys = list(dict.fromkeys(key for stamp in stamps for key in rows[stamp]))
+    columns, seen = {}, {}
+    for key in keys:
+        column, there, held = [], [], None
+        first = next(rows[stamp][key] for stamp in stamps if key in rows[stamp])
+        for stamp in stamps:
+            held = rows[stamp].get(key, held)
+            there.append(held is not None)
+            column.append(_blank(first) if held is None else held)
+        columns[key], seen[key] = _column(column), np.array(there, np.bool_)
+    return Table(np.array(stamps, np.uint64), columns, seen)
+
+
+def _blank(like: Any) -> Any:
+    return "" if isinstance(like, str) else np.zeros_like(like)
+
+
+def _column(values: list[Any]) -> Array:
+    if isinstance(values[0], str):
+        return np.array(values, f"<U{max(1, *map(len, values))}")
+    if len({np.shape(value) for value in values}) > 1:  # arrays that change shape from one update to the next
+        shape = np.max([np.shape(value) for value in values], axis=0)
+        return np.stack([np.pad(v, [(0, n - m) for n, m in zip(shape, v.shape, strict=True)]) for v in values])
+    return np.array(values)
+
+
+def slow_names(events: Events) -> dict[str, dict[str, str]]:
+    """What ``epicsinfo`` says of each slow variable: its PV and description."""
+    told: dict[str, dict[str, str]] = {}
+    for configuration in events.configurations:
+        for names, values in configuration.values:
+            if names.detector == "epicsinfo":
+                for key, value in values.items():
+                    pv, _, description = str(value).partition(",")
+                    told[key] = {"pv": pv, "description": description.strip()}
+    return told
+
+
+def settings(events: Events, detector: str | None = None) -> dict[str, dict[str, Any]]:
+    """Configuration values by detector and ``<algorithm>.<field>``; a list over segments where they differ."""
+    found: dict[str, dict[str, dict[int, Any]]] = {}
+    for names, values in _configured(events):
+        if names.detector in NOT_DETECTORS or detector not in (None, names.detector):
+            continue
+        for field in names.fields:
+            if not field.is_label and field.name in values:
+                key = f"{names.algorithm}.{field.title}"
+                found.setdefault(names.detector, {}).setdefault(key, {})[names.segment] = values[field.name]
+    return {name: {key: _merged(by) for key, by in sorted(keys.items())} for name, keys in found.items()}
+
+
+def _configured(events: Events) -> Iterator[tuple[Any, Mapping[str, Any]]]:
+    for configuration in events.configurations:
+        for names, values in configuration.values:
+            if names.is_config:
+                yield names, values
+
+
+def _merged(by_segment: Mapping[int, Any]) -> Any:
+    values = [by_segment[segment] for segment in sorted(by_segment)]
+    if all(np.array_equal(value, values[0]) for value in values[1:]):
+        return values[0]
+    if len({np.shape(value) for value in values}) == 1:
+        return np.array(values)
+    return [np.asarray(value).tolist() for value in values]

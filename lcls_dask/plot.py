@@ -1,0 +1,174 @@
+"""Pictures of a run as matplotlib figures, with no window and no state shared between them."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Array = np.ndarray[Any, Any]
+
+
+def figure(width: float = 9, height: float = 4.5) -> "Figure":
+    """An empty figure, drawn by Agg alone.
+
+    Parameters
+    ----------
+    width, height : float
+        Inches.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    UnsupportedError
+        matplotlib is not installed.
+
+    Examples
+    --------
+    >>> figure(4, 3).get_size_inches().tolist()
+    [4.0, 3.0]
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UnsupportedError("pictures need matplotlib: pip install 'lcls_dask[plot]'") from error
+    made = Figure(figsize=(width, height), dpi=110, layout="constrained")
+    FigureCanvasAgg(made)
+    return made
+
+
+def lines(x: Array, curves: dict[str, Array], xlabel: str, ylabel: str, title: str) -> "Figure":
+    """Curves over one axis; as steps where `x` has one more value than they, the edges of bins.
+
+    Parameters
+    ----------
+    x : (n,) or (n + 1,) float
+    curves : dict of str to (n,) array
+        By label; a label that begins with ``_`` is not in the legend.
+    xlabel, ylabel, title : str
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Examples
+    --------
+    >>> len(lines(np.arange(4), {"a": np.arange(3)}, "t (ns)", "hits", "spectrum").axes)
+    1
+    """
+    made = figure()
+    axes = made.add_subplot()
+    for label, y in curves.items():
+        if len(x) == len(y) + 1:
+            axes.stairs(y, x, label=label)
+        else:
+            axes.plot(x, y, label=label, linewidth=1)
+    axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    shown = [label for label in curves if not label.startswith("_")]
+    if len(shown) > 1:
+        axes.legend(ncols=1 + len(shown) // 9, fontsize="small")
+    return made
+
+
+def heatmap(values: Array, x: tuple[float, float], xlabel: str, ylabel: str, label: str, title: str) -> "Figure":
+    """Rows of values over a common axis, as colours on a logarithmic scale.
+
+    Parameters
+    ----------
+    values : (row, n) array
+        Not negative.
+    x : (float, float)
+        Ends of the axis.
+    xlabel, ylabel, label, title : str
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Examples
+    --------
+    >>> len(heatmap(np.eye(4), (0, 4), "t (ns)", "channel", "hits", "all channels").axes)
+    2
+    """
+    made = figure()
+    axes = made.add_subplot()
+    drawn = axes.imshow(
+        np.log10(values + 1.0), aspect="auto", extent=(*x, values.shape[0] - 0.5, -0.5), interpolation="nearest"
+    )
+    made.colorbar(drawn, ax=axes, label=f"log10({label} + 1)")
+    axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    return made
+
+
+def image(values: Array, label: str, title: str, width: float = 9) -> "Figure":
+    """A picture of a detector, its segments one above the other, colours between the 1st and 99.5th percentile.
+
+    Parameters
+    ----------
+    values : (row, column) or (segment, row, column)
+        NaN where there is no pixel.
+    label, title : str
+        Of the colours, and of the whole.
+    width : float
+        Inches.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Examples
+    --------
+    >>> len(image(np.eye(8), "ADU", "one frame").axes)
+    2
+    """
+    flat = values.reshape(-1, values.shape[-1])
+    step = max(1, round(flat.shape[1] / (width * 70)))
+    shown = binned(flat, step)
+    made = figure(width, min(12.0, max(3.0, 0.85 * width * flat.shape[0] / flat.shape[1])))
+    axes = made.add_subplot()
+    seen = shown[np.isfinite(shown)]
+    low, high = np.percentile(seen, (1, 99.5)) if seen.size else (0.0, 1.0)
+    drawn = axes.imshow(
+        shown,
+        vmin=low,
+        vmax=max(high, low + 1e-9),
+        extent=(0, flat.shape[1], flat.shape[0], 0),
+        interpolation="nearest",
+    )
+    made.colorbar(drawn, ax=axes, label=label, shrink=0.8)
+    axes.set(title=title, xlabel="column", ylabel="row")
+    return made
+
+
+def binned(values: Array, step: int) -> Array:
+    """Means of squares of pixels, of those that are there.
+
+    Parameters
+    ----------
+    values : (row, column)
+    step : int
+        Side of a square; what is left over at the ends is dropped.
+
+    Returns
+    -------
+    (row // step, column // step) float64
+        NaN where a square has no pixel.
+
+    Examples
+    --------
+    >>> binned(np.array([[1, 2, 9], [3, np.nan, 9]]), 2)
+    array([[2.]])
+    """
+    rows, columns = values.shape[0] // step, values.shape[1] // step
+    squares = values[: rows * step, : columns * step].reshape(rows, step, columns, step).astype(np.float64)
+    there = np.isfinite(squares)
+    count = there.sum(axis=(1, 3))
+    total = np.where(there, squares, 0.0).sum(axis=(1, 3))
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
