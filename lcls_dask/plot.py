@@ -69,7 +69,8 @@ def lines(x: Array, curves: dict[str, Array], xlabel: str, ylabel: str, title: s
         if len(x) == len(y) + 1:
             axes.stairs(y, x, label=label)
         else:
-            axes.plot(x, y, label=label, linewidth=1)
+            # few points are marked, as a line between them would hide how few they are
+            axes.plot(x, y, label=label, linewidth=1, marker="o" if len(y) <= 64 else None, markersize=4)
     axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
     shown = [label for label in curves if not label.startswith("_")]
     if len(shown) > 1:
@@ -77,37 +78,7 @@ def lines(x: Array, curves: dict[str, Array], xlabel: str, ylabel: str, title: s
     return made
 
 
-def heatmap(values: Array, x: tuple[float, float], xlabel: str, ylabel: str, label: str, title: str) -> "Figure":
-    """Rows of values over a common axis, as colours on a logarithmic scale.
-
-    Parameters
-    ----------
-    values : (row, n) array
-        Not negative.
-    x : (float, float)
-        Ends of the axis.
-    xlabel, ylabel, label, title : str
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-
-    Examples
-    --------
-    >>> len(heatmap(np.eye(4), (0, 4), "t (ns)", "channel", "hits", "all channels").axes)
-    2
-    """
-    made = figure()
-    axes = made.add_subplot()
-    drawn = axes.imshow(
-        np.log10(values + 1.0), aspect="auto", extent=(*x, values.shape[0] - 0.5, -0.5), interpolation="nearest"
-    )
-    made.colorbar(drawn, ax=axes, label=f"log10({label} + 1)")
-    axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
-    return made
-
-
-def image(values: Array, label: str, title: str, width: float = 9) -> "Figure":
+def image(values: Array, label: str, title: str, width: float = 9, low: float | None = None) -> "Figure":
     """A picture of a detector, its segments one above the other, colours between the 1st and 99.5th percentile.
 
     Parameters
@@ -118,6 +89,8 @@ def image(values: Array, label: str, title: str, width: float = 9) -> "Figure":
         Of the colours, and of the whole.
     width : float
         Inches.
+    low : float, optional
+        Value of the darkest colour, in place of the percentile.
 
     Returns
     -------
@@ -134,7 +107,8 @@ def image(values: Array, label: str, title: str, width: float = 9) -> "Figure":
     made = figure(width, min(12.0, max(3.0, 0.85 * width * flat.shape[0] / flat.shape[1])))
     axes = made.add_subplot()
     seen = shown[np.isfinite(shown)]
-    low, high = np.percentile(seen, (1, 99.5)) if seen.size else (0.0, 1.0)
+    first, high = np.percentile(seen, (1, 99.5)) if seen.size else (0.0, 1.0)
+    low = first if low is None else low
     drawn = axes.imshow(
         shown,
         vmin=low,

@@ -98,15 +98,20 @@ def reopen(ref: SourceRef) -> RunSource:
         if ref in _OPEN:
             _OPEN.move_to_end(ref)
             return _OPEN[ref]
-    source = _open(ref)
-    with _LOCK:
-        _OPEN[ref] = source
+    return _open(ref)
+
+
+def _open(ref: SourceRef) -> RunSource:
+    source = _read(ref)
+    with _LOCK:  # under the reference that arrays carry, so that reading them opens nothing again
+        _OPEN[source.ref] = source
+        _OPEN.move_to_end(source.ref)
         while len(_OPEN) > _MOST:
             _OPEN.popitem(last=False)  # whoever still reads from it keeps it; its files close with its last user
     return source
 
 
-def _open(ref: SourceRef) -> RunSource:
+def _read(ref: SourceRef) -> RunSource:
     kind = format_of(Path(ref.path))
     if kind == "xtc2":
         from .xtc2.source import Xtc2Source

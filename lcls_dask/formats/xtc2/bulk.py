@@ -217,6 +217,7 @@ def pack_events(
 
     Examples
     --------
+    >>> from lcls_dask.formats.xtc2.writer import declare
     >>> gmd = declare("gmd", "gmd", "raw", (2, 1, 0), {"energy": "float64"}, id=1)
     >>> pack_events(np.array([1, 2], np.uint64), [Contribution(gmd, {"energy": np.ones(2)})]).offset
     array([  0,  68, 136])

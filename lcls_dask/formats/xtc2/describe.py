@@ -1,6 +1,7 @@
 """The data model of a run: which variables its nodes have, by name, dimensions and type."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -33,10 +34,27 @@ def item_of(part: Part, field: Field, shape: Shape) -> tuple[tuple[str, ...], tu
     return tuple(names), item, field.dtype
 
 
-def dense_variables(
-    parts: Mapping[str, Part], shapes: Mapping[str, Shape], events: int, dim: str, detector: str | None = None
-) -> dict[str, Variable]:
-    """Every variable over `events` events that is not ragged, with its segment coordinates.
+#: Over events, beside the fields of every detector and algorithm: type and meaning.
+MASKS = {
+    "present": (np.bool_, "whether there is a reading"),
+    "damage": (np.uint16, "damage bits of the reading, or of the event's data where it is absent"),
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A variable over events, and where its values come from: a field, or one of `MASKS`."""
+
+    variable: Variable
+    part: Part
+    field: str = ""
+    mask: str = ""
+
+
+def columns_of(
+    parts: Iterable[Part], shapes: Mapping[str, Shape], events: int, dim: str
+) -> tuple[list[tuple[Part, Variable]], list[Column]]:
+    """Every variable over events that is not ragged.
 
     Parameters
     ----------
@@ -46,52 +64,50 @@ def dense_variables(
         Length of the first dimension.
     dim : str
         Its name.
-    detector : str or None
-        Only this one's.
+
+    Returns
+    -------
+    segments : list of (Part, Variable)
+        The coordinates that hold segment numbers, each with a part of its detector.
+    columns : list of Column
     """
-    variables: dict[str, Variable] = {}
+    segments: dict[str, tuple[Part, Variable]] = {}
+    columns: list[Column] = []
     sizes: dict[str, int] = {}
-    for part in parts.values():
-        if detector not in (None, part.detector):
-            continue
-        segment = f"{part.detector}.segment"
+    for part in parts:
         several = len(part.segments) > 1
-        described = {
-            title: item_of(part, field, shapes[f"{part.name}.{title}"]) for title, field in part.fields.items()
-        }
-        arrays = any(item is not None and item[1] for item in described.values())
-        if (several or arrays) and segment not in variables:
-            variables[segment] = segments_of(part)
-        for title, item in described.items():
+        for title, field in part.fields.items():
+            shape = shapes[f"{part.name}.{title}"]
+            item = item_of(part, field, shape)
             if item is None:
                 continue
-            dims, shape, dtype = item
-            with_segments = several or bool(shape)
-            names = [_dimension(part, title, name, size, sizes) for name, size in zip(dims, shape, strict=True)]
-            full = (events, *([len(part.segments)] if with_segments else []), *shape)
-            bytes_each = int(np.prod(full[1:], dtype=np.int64)) * dtype.itemsize
-            variables[f"{part.name}.{title}"] = Variable(
-                f"{part.name}.{title}",
-                (dim, *([segment] if with_segments else []), *names),
-                full,
-                dtype,
-                chunk_length(bytes_each),
-                attributes(part, title, shapes[f"{part.name}.{title}"]),
-            )
-        for title, kind, text in (
-            ("present", np.bool_, "whether there is a reading"),
-            ("damage", np.uint16, "damage bits of the reading, or of the event's data where it is absent"),
-        ):
-            full = (events, len(part.segments)) if several else (events,)
-            variables[f"{part.name}.{title}"] = Variable(
-                f"{part.name}.{title}",
-                (dim, segment) if several else (dim,),
-                full,
-                np.dtype(kind),
-                chunk_length(int(np.prod(full[1:], dtype=np.int64)) * np.dtype(kind).itemsize),
-                {"units": "1", "long_name": f"{part.detector} {part.algorithm}: {text}"},
-            )
-    return variables
+            names, lengths, dtype = item
+            # a field that is called like a mask gives way to it
+            name = f"{part.name}.{title}" if title not in MASKS else f"{part.name}.{title}_field"
+            dims = [_dimension(part, title, dim_, size, sizes) for dim_, size in zip(names, lengths, strict=True)]
+            over = _over(part, with_segments=several or bool(lengths))
+            if over:
+                segments[part.detector] = part, segments_of(part)
+            variable = _variable(name, (dim, *over, *dims), (events, *over.values(), *lengths), dtype)
+            columns.append(Column(replace(variable, attrs=attributes(part, title, shape)), part, field=title))
+        for mask, (kind, text) in MASKS.items():
+            over = _over(part, with_segments=several)
+            if over:
+                segments[part.detector] = part, segments_of(part)
+            variable = _variable(f"{part.name}.{mask}", (dim, *over), (events, *over.values()), np.dtype(kind))
+            told = {"units": "1", "long_name": f"{part.detector} {part.algorithm}: {text}"}
+            columns.append(Column(replace(variable, attrs=told), part, mask=mask))
+    return list(segments.values()), columns
+
+
+def _over(part: Part, *, with_segments: bool) -> dict[str, int]:
+    """The dimension over segments, if there is one, and its length."""
+    return {f"{part.detector}.segment": len(part.segments)} if with_segments else {}
+
+
+def _variable(name: str, dims: tuple[str, ...], shape: tuple[int, ...], dtype: np.dtype[Any]) -> Variable:
+    item_bytes = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
+    return Variable(name, dims, shape, dtype, chunk_length(item_bytes))
 
 
 def _dimension(part: Part, title: str, name: str, size: int, sizes: dict[str, int]) -> str:
@@ -134,22 +150,15 @@ def attributes(part: Part, title: str, shape: Shape) -> dict[str, Any]:
     return told
 
 
-def event_coordinates(events: int, dim: str, *, steps: bool, pulse_id: bool) -> dict[str, Variable]:
+def event_coordinates(events: int, dim: str) -> dict[str, Variable]:
     """Coordinates over events."""
-    kinds: dict[str, tuple[Any, str]] = {
-        "timestamp": (np.uint64, "seconds since 1990-01-01 UTC << 32 | nanoseconds"),
-        "time": ("datetime64[ns]", "time of the event (UTC)"),
+    kinds: dict[str, tuple[Any, dict[str, str]]] = {
+        "timestamp": (np.uint64, {"units": "1", "long_name": "seconds since 1990-01-01 UTC << 32 | nanoseconds"}),
+        "time": ("datetime64[ns]", {"long_name": "time of the event (UTC)"}),
+        "step": (np.int32, {"units": "1", "long_name": "number of the scan's step; -1 before the first"}),
+        "pulse_id": (np.uint64, {"units": "1", "long_name": "number of the X-ray pulse"}),
     }
-    if steps:
-        kinds["step"] = (np.int32, "number of the scan's step; -1 before the first")
-    if pulse_id:
-        kinds["pulse_id"] = (np.uint64, "number of the X-ray pulse")
-    return {
-        name: coordinate(
-            name, dim, events, np.dtype(kind), {"long_name": text} | ({} if name == "time" else {"units": "1"})
-        )
-        for name, (kind, text) in kinds.items()
-    }
+    return {name: coordinate(name, dim, events, np.dtype(kind), words) for name, (kind, words) in kinds.items()}
 
 
 def coordinate(name: str, dim: str, size: int, dtype: np.dtype[Any], attrs: Mapping[str, Any]) -> Variable:

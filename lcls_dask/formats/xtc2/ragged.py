@@ -209,9 +209,9 @@ class Digitizer:
     def flags(self) -> Array:
         return map_file(self.directory / "flags", "|u1")
 
-    def lengths(self, windows: slice) -> Array:
-        """Samples of some windows, int32."""
-        return np.diff(self.samples[windows.start : windows.stop + 1]).astype(np.int32)
+    def lengths(self, first: int, last: int) -> Array:
+        """Samples in the windows `first` to `last`, int32."""
+        return np.asarray(np.diff(self.samples[first : last + 1]), np.int32)
 
     def waveforms(self, first: int, last: int) -> Array:
         """Samples of waveforms, uint16."""

@@ -9,9 +9,6 @@ import numpy as np
 from .events import Array, Events
 from .layout import BEGIN_STEP, NOT_DETECTORS, SLOW_UPDATE, parse_transition
 
-#: Configuration arrays up to this many elements are attributes; larger ones are variables of the detector's node.
-MOST_IN_ATTRIBUTE = 256
-
 
 @dataclass(frozen=True)
 class Table:

@@ -124,6 +124,14 @@ def open_tables(home: Path, streams: Sequence[StreamFiles], run: int | None, use
     return built
 
 
+def used_by(snapshot: str) -> dict[str, int]:
+    """Bytes of each file that belong to a snapshot whose index is kept; empty where it is not."""
+    for path in _cache().glob(f"{snapshot}-r*/index.json"):
+        with suppress(OSError, ValueError):
+            return dict(json.loads(path.read_text())["used"])
+    return {}
+
+
 def _extent(home: Path, name: str, used: Mapping[str, int]) -> tuple[Path, int]:
     path = find(home, name)
     size = path.stat().st_size
