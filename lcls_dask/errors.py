@@ -12,6 +12,7 @@
     ├── FormatError           ValueError         a file is damaged or is not what its name says
     ├── ConfinementError      PermissionError    a file points out of its run's directory
     ├── TargetExistsError     FileExistsError    what shall be written is there already
+    ├── SimulationError       ValueError         what was asked for cannot be simulated
     └── UnsupportedError      NotImplementedError  a feature that a package missing here would give
 
 Each one is also the builtin that a caller would expect, and its message is one line: what is wrong,
@@ -61,6 +62,10 @@ class ConfinementError(LclsError, PermissionError):
 
 class TargetExistsError(LclsError, FileExistsError):
     """What shall be written is there already, or somebody else is writing it."""
+
+
+class SimulationError(LclsError, ValueError):
+    """What was asked for cannot be simulated."""
 
 
 class UnsupportedError(LclsError, NotImplementedError):

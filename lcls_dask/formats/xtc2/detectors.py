@@ -56,7 +56,8 @@ class Part:
     @property
     def is_hsd(self) -> bool:
         """Whether ``chanNN`` fields are digitizer streams."""
-        return self.kind == "hsd" and (self.algorithm, self.version) in HSD
+        # the event header tells which streams a channel holds
+        return self.kind == "hsd" and (self.algorithm, self.version) in HSD and "eventHeader" in self.fields
 
     def tables(
         self, stream: int, configuration: Configuration, fields: Sequence[str]
@@ -98,5 +99,10 @@ def event_names(configurations: Sequence[Configuration]) -> Iterator[tuple[int, 
     """Every Names that describes event data, with its stream."""
     for stream, configuration in enumerate(configurations):
         for names in configuration.names.values():
-            if names.detector not in NOT_DETECTORS and not names.is_config:
+            if is_event_data(names):
                 yield stream, names
+
+
+def is_event_data(names: Names) -> bool:
+    """Whether it describes readings of a detector: no configuration, scan, or slow variable."""
+    return names.detector not in NOT_DETECTORS and not names.is_config

@@ -153,6 +153,8 @@ def scan_smalldata(st, buf, position, slots, ranks, sizes, fields, stamps, offse
                 offsets[n] = value
             else:
                 lengths[n] = value
+        if not (0 <= offsets[n] < 1 << 47 and 24 <= lengths[n] < 1 << 32):
+            return CONTENT, n, where[0]
         n += 1
         position += 12 + extent
 
@@ -300,6 +302,7 @@ def survey_shapes(st, buf, offsets, stamps, slots, ranks, sizes, fields, shapes)
             shapes[row, s, :] = 1
             status = _locate(st, buf, where[s], ranks[s], sizes[s], fields[s], shapes[row, s], found)
             if status != OK:
+                shapes[row, s, :] = -1
                 return status, row, where[s]
     return OK, -1, -1
 
@@ -450,7 +453,7 @@ def survey_hsd(
             return status, row, at
         before = n
         for s in range(where.size):
-            if where[s] < 0 or fields[s] < 0:
+            if where[s] < 0 or fields[s] < 0 or headers[s] < 0:
                 continue
             data, status = _find_payload(
                 st, buf, where[s], ranks[s], sizes[s], fields[s], headers[s], shape, found, parts
@@ -500,7 +503,7 @@ def read_hsd(st, buf, offsets, stamps, slots, ranks, sizes, fields, headers, pla
         if status != OK:
             return status, row, at
         for s in range(where.size):
-            if where[s] < 0 or fields[s] < 0:
+            if where[s] < 0 or fields[s] < 0 or headers[s] < 0:
                 continue
             begin, end = begins[row, places[s]], ends[row, places[s]]
             if begin == end:
@@ -535,25 +538,30 @@ def read_hsd(st, buf, offsets, stamps, slots, ranks, sizes, fields, headers, pla
 
 
 @njit(nogil=True, cache=True)
-def check(st, buf, offsets, stamps, slots, ranks, sizes, lasts, present, bits, statuses, positions):
+def check(st, buf, offsets, stamps, slots, ranks, sizes, lasts, present, bits, root, statuses, positions):
     """Walk through every field of every contribution; goes on after damage.
 
     ``lasts[slot]`` is the last field of each Names, -1 without fields. Counts go to ``present[slot]`` and, by damage
-    bit, ``bits[slot, 16]``; what is wrong with each row to `statuses`, and where to `positions`.
+    bit, to ``bits[slot, 16]``, of whole datagrams to ``root[16]``; what is wrong with each row to `statuses`, and where
+    to `positions`.
     """
     where, damage = np.empty(lasts.size, np.int64), np.empty(lasts.size, np.uint16)
     shape, found = np.empty(5, np.int64), np.empty(3, np.int64)
     for row in range(offsets.size):
         if offsets[row] < 0:
             continue
+        i = _need(st, buf, offsets[row], 24)
+        whole = _u16(buf, i + 16) if i >= 0 else 0
         statuses[row], positions[row] = _walk(st, buf, offsets[row], stamps[row], slots, where, damage)
+        for bit in range(16):
+            root[bit] += whole >> bit & 1
         for s in range(where.size):
             if statuses[row] != OK:
                 break
-            for bit in range(16):
-                bits[s, bit] += damage[s] >> bit & 1
             if where[s] < 0:
                 continue
+            for bit in range(16):
+                bits[s, bit] += damage[s] >> bit & 1
             present[s] += 1
             if lasts[s] >= 0:
                 statuses[row] = _locate(st, buf, where[s], ranks[s], sizes[s], lasts[s], shape, found)

@@ -299,6 +299,8 @@ def parse_transition(
     data: bytes | memoryview, dgram: Dgram, names: Mapping[int, Names], file: str
 ) -> Iterator[tuple[Names, dict[str, Any]]]:
     """Values that a transition carries: run information, scan variables, slow variables."""
+    if dgram.damage & CORRUPTED:  # the inside is not to be trusted
+        return
     view, where = memoryview(data), f"{file}: {SERVICES.get(dgram.service, dgram.service)} at byte {dgram.offset}"
     for part in walk(view, DGRAM_BYTES, len(view), where):
         if part.type == SHAPES_DATA:

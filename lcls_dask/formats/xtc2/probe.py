@@ -17,7 +17,7 @@ import numpy as np
 from ...errors import FormatError
 from . import kernels
 from .detectors import Part
-from .events import ByRow, Events
+from .events import ByRow, Events, Loop
 from .layout import Names
 
 FIRST, SPREAD = 64, 64
@@ -83,6 +83,17 @@ def _sample(count: int) -> np.ndarray[Any, Any]:
     )
 
 
+def _tolerantly(events: Events, stream: int, rows: np.ndarray[Any, Any], loop: Loop, *arguments: Any) -> None:
+    """Run a loop over those events that are whole: damage is for reading to report, and must not hide the others."""
+    try:
+        events.run(stream, rows, loop, *arguments)
+    except FormatError:
+        for i in range(rows.size):
+            one = (ByRow(a.values[i : i + 1]) if isinstance(a, ByRow) else a for a in arguments)
+            with suppress(FormatError):
+                events.run(stream, rows[i : i + 1], loop, *one)
+
+
 def _seen(events: Events, part: Part, stream: int, title: str, rank: int) -> set[tuple[int, ...]]:
     """Shapes of a field in a stream's sample, over all its segments."""
     table = events.tables.streams[stream]
@@ -93,8 +104,7 @@ def _seen(events: Events, part: Part, stream: int, title: str, rank: int) -> set
     tables, _ = part.tables(stream, events.configurations[stream], (title,))
     shapes = np.full((rows.size, len(tables.names), 5), -1, np.int64)
 
-    with suppress(FormatError):  # damage is for reading to report: what was seen before it is enough here
-        events.run(stream, rows, kernels.survey_shapes, *tables.arrays, tables.fields[:, 0], ByRow(shapes))
+    _tolerantly(events, stream, rows, kernels.survey_shapes, *tables.arrays, tables.fields[:, 0], ByRow(shapes))
     flat = shapes.reshape(-1, 5)
     return {tuple(int(n) for n in row[:rank]) for row in np.unique(flat[flat[:, 0] >= 0], axis=0)}
 
@@ -132,19 +142,9 @@ def _labels_in_events(events: Events, part: Part, stream: int, slot: int, names:
         fields[slot] = position
         out = np.full((rows.size, 4), 255, np.uint8)
         scalar, places = np.empty(0, np.int64), np.zeros(len(tables.names), np.int64)
-        with suppress(FormatError):
-            events.run(
-                stream,
-                rows,
-                kernels.read_dense,
-                *tables.arrays,
-                fields,
-                places,
-                scalar,
-                4,
-                False,
-                ByRow(out),
-            )
+        _tolerantly(
+            events, stream, rows, kernels.read_dense, *tables.arrays, fields, places, scalar, 4, False, ByRow(out)
+        )
         values = out.view("<i4")[:, 0]
         values = values[values != -1]
         if values.size:

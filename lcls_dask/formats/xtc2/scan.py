@@ -126,39 +126,52 @@ class StreamScanner:
         self._events = 0
         self._last = -1
         self._disordered = False
-        self._stops = 0  # where the newest chunk's last event ends
+        self._stops = 0  # where the newest chunk's last event ends, as smalldata tells
+        self._told = -1  # timestamp of the last transition that smalldata has
 
     def scan(self) -> Scan:
         """Walk to the end of the last file."""
         small = self._stream.smalldata
-        fd, end = self._open(small or self._stream.first)
-        try:
-            _, unread, reason = self._walk(fd, end, small or self._stream.first, bool(small))
-            while not small and self._chunk + 1 < len(self._files):
-                if self._still_to_come(self._files[self._chunk + 1]):
-                    break
-                os.close(fd)
-                fd = -1
-                self._chunk += 1
-                self._stops = 0
-                fd, end = self._open(self._files[self._chunk])
-                _, unread, reason = self._walk(fd, end, self._files[self._chunk], False)
-            if small:
-                unread, reason = self._tail(unread, reason)
-        finally:
-            if fd >= 0:
-                os.close(fd)
+        unread, reason = self._file(small, 0, small=True) if small else (0, "")
+        # what smalldata does not know yet, or has lost: from its last event on, or from the start of the chunk file
+        while not self._still_to_come(self._chunk):
+            rest, why = self._file(self._files[self._chunk], self._stops, small=False)
+            unread, reason = (rest, why) if rest else (unread, reason)
+            if self._chunk + 1 == len(self._files):
+                break
+            self._chunk += 1
+            self._stops = 0
         if not self._sections:
             raise FormatError(
                 f"{self._directory / self._files[0]}: no Configure datagram{': ' + reason if reason else ''}"
             )
         self._sections[-1].end = self._events
+        for name in self._files[: self._chunk]:
+            if name not in self._sizes:  # smalldata told all about it
+                os.close(self._open(name)[0])
         files = (*self._files, small) if small else tuple(self._files)
         return Scan(self._stream.name, files, tuple(self._sections), unread, reason, self._disordered, self._sizes)
 
-    def _still_to_come(self, name: str) -> bool:
-        """Whether a run in progress has announced this file, but not begun to write it."""
-        writing = (self._directory / (self._files[self._chunk] + IN_PROGRESS)).exists()
+    def _file(self, name: str, position: int, small: bool) -> tuple[int, str]:
+        """Walk over one file; how many bytes at its end are no whole datagram, and why."""
+        fd, end = self._open(name)
+        try:
+            if position > end:
+                raise FormatError(
+                    f"{self._directory / name}: has {end} bytes, its smalldata tells of events up to byte "
+                    f"{position}; copy the file again, or move the smalldata file away to read what is there"
+                )
+            _, unread, reason = self._walk(fd, end, name, small, position)
+            return unread, reason
+        finally:
+            os.close(fd)
+
+    def _still_to_come(self, number: int) -> bool:
+        """Whether a run in progress has announced this chunk file, but not begun to write it."""
+        if not number:
+            return False
+        before, name = self._files[number - 1], self._files[number]
+        writing = (self._directory / (before + IN_PROGRESS)).exists()
         return writing and not any((self._directory / (name + suffix)).exists() for suffix in ("", IN_PROGRESS))
 
     def _open(self, name: str) -> tuple[int, int]:
@@ -181,7 +194,7 @@ class StreamScanner:
                     st, buf, position, table.slots, table.ranks, table.sizes, table.fields[0], stamps, offsets, lengths
                 )
                 if n:
-                    self._stops = int(offsets[n - 1] + lengths[n - 1])
+                    self._stops = max(self._stops, int((offsets[:n] + lengths[:n]).max()))
             else:
                 status, n, at = kernels.scan(st, buf, position, stamps, offsets)
             position = at
@@ -222,6 +235,10 @@ class StreamScanner:
         """Take note of a transition; whether it was whole."""
         if dgram.end > self._sizes[name]:
             return False
+        if small:
+            self._told = dgram.timestamp
+        elif dgram.timestamp <= self._told:
+            return True
         # the smalldata file is the last of `files`, whose number is known only at the end
         place = Transition(dgram.service, dgram.timestamp, -1 if small else self._chunk, dgram.offset, dgram.end)
         if dgram.service == CONFIGURE:
@@ -270,27 +287,11 @@ class StreamScanner:
         values = self._values(fd, dgram, name, section, "chunkinfo")
         if "filename" not in values or int(values.get("chunkid", 0)) <= len(self._files) - 1:
             return
-        self._files.append(inside(self._directory, str(values["filename"]), f"{name}: Enable at byte {dgram.offset}"))
+        where = f"{name}: Enable at byte {dgram.offset}"
+        following = inside(self._directory, str(values["filename"]), where)
+        if following in self._files:
+            raise FormatError(f"{where}: names {following} as its next file, which was read before")
+        self._files.append(following)
         if small:  # events from here on count in the next file; else this file is read to its end first
             self._chunk += 1
             self._stops = 0
-
-    def _tail(self, unread: int, reason: str) -> tuple[int, str]:
-        """Events of the big file that smalldata does not know yet, when it was cut or lags behind."""
-        name = self._files[self._chunk]
-        fd, end = self._open(name)
-        try:
-            if self._stops > end:
-                raise FormatError(
-                    f"{self._directory / name}: has {end} bytes, its smalldata tells of events up to byte "
-                    f"{self._stops}; copy the file again, or move the smalldata file away to read what is there"
-                )
-            if self._stops and not self._sections[-1].ended:
-                at = self._stops
-                while at < end and not unread:
-                    at, rest, why = self._walk(fd, end, name, False, at)
-                    if rest:
-                        return rest, why
-        finally:
-            os.close(fd)
-        return unread, reason

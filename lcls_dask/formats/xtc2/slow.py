@@ -89,7 +89,8 @@ def slow_names(events: Events) -> dict[str, dict[str, str]]:
         for names, values in configuration.values:
             if names.detector == "epicsinfo":
                 for key, value in values.items():
-                    pv, _, description = str(value).partition(",")
+                    # "PV,description" in files of the DAQ; psana itself splits at a line's end
+                    pv, _, description = str(value).replace("\n", ",", 1).partition(",")
                     told[key] = {"pv": pv, "description": description.strip()}
     return told
 

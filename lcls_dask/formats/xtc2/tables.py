@@ -27,7 +27,7 @@ from .layout import BEGIN_RUN
 from .scan import Scan, Section, StreamScanner, Transition
 
 #: Changes whenever what is written below changes, so that old indexes are not read.
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,8 @@ class StreamTable:
     disordered : bool
         Whether its timestamps fell somewhere: the index is sorted.
     ended : bool
+    outside : int
+        Events of the file that belong to no run: they follow a Configure without a BeginRun.
     """
 
     name: str
@@ -65,6 +67,7 @@ class StreamTable:
     duplicates: int
     disordered: bool
     ended: bool
+    outside: int
 
 
 @dataclass(frozen=True)
@@ -408,4 +411,5 @@ def _describe(making: Path, scan: Scan, section: Section, events: int) -> dict[s
         "duplicates": section.end - section.begin - events,
         "disordered": scan.disordered,
         "ended": section.ended,
+        "outside": sum(s.end - s.begin for s in scan.sections if s.run is None and s is not section),
     }

@@ -4,8 +4,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ...model import Finding
+from ...model import Finding, time_of
 from . import kernels
+from .detectors import is_event_data
 from .events import Array, ByRow, Events, in_blocks
 from .layout import DAMAGE_BITS
 from .names import tables as tables_of
@@ -45,6 +46,9 @@ def _files(stream: StreamTable) -> Iterator[Finding]:
         )
     if not stream.ended:
         yield Finding("unended", stream.name, "no EndRun: the run is still being written, or was cut")
+    if stream.outside:
+        text = f"{stream.outside} events follow a Configure without a BeginRun: they belong to no run and are not read"
+        yield Finding("missing", stream.name, text, stream.outside, fatal=True)
     if stream.duplicates:
         yield Finding(
             "duplicate", stream.name, f"{stream.duplicates} events repeat a timestamp; the first are kept",
@@ -73,44 +77,45 @@ def _gaps(events: Events, stream: StreamTable) -> Iterator[Finding]:
 
 
 def _readings(events: Events, number: int, stream: StreamTable) -> Iterator[Finding]:
+    """Every field of every datagram of a stream, and what damage the data acquisition noted."""
     configuration = events.configurations[number]
-    chosen = tuple(n for n in configuration.names.values() if not n.is_config)
+    chosen = tuple(n for n in configuration.names.values() if is_event_data(n))
     t = tables_of(configuration, chosen, ())
     lasts = np.array([len(n.fields) - 1 for n in chosen], np.int64)
     total = len(events.tables.timestamps)
 
-    def work(rows: slice) -> tuple[Array, Array, Array, Array]:
-        size = rows.stop - rows.start
-        present, bits = np.zeros(len(chosen), np.int64), np.zeros((len(chosen), 16), np.int64)
+    def work(rows: slice) -> tuple[Array, ...]:
+        size, slots = rows.stop - rows.start, len(chosen)
+        counts = (np.zeros(slots, np.int64), np.zeros((slots, 16), np.int64), np.zeros(16, np.int64))
         statuses, positions = np.zeros(size, np.int64), np.zeros(size, np.int64)
+        events.run(number, rows, kernels.check, *t.arrays, lasts, *counts, ByRow(statuses), ByRow(positions))
+        return *counts, statuses, positions
 
-        events.run(
-            number, rows, kernels.check, *t.arrays, lasts, present, bits, ByRow(statuses), ByRow(positions)
-        )  # fmt: skip
-        return present, bits, statuses, positions
-
-    present, bits = np.zeros(len(chosen), np.int64), np.zeros((len(chosen), 16), np.int64)
-    for start, (some, some_bits, statuses, positions) in zip(
-        range(0, total, BLOCK), in_blocks(total, BLOCK, work), strict=True
-    ):
-        present += some
-        bits += some_bits
+    present, bits, whole = np.zeros(len(chosen), int), np.zeros((len(chosen), 16), int), np.zeros(16, int)
+    blocks = in_blocks(total, BLOCK, work)
+    for start, (some, some_bits, some_whole, statuses, positions) in zip(range(0, total, BLOCK), blocks, strict=True):
+        present, bits, whole = present + some, bits + some_bits, whole + some_whole
         for row in np.flatnonzero(statuses):
+            event, reason = (
+                f"event {start + row} ({events.tables.timestamps[start + row]})",
+                kernels.REASONS[statuses[row]],
+            )
             yield Finding(
-                "corrupt", stream.name,
-                f"event {start + row} ({events.tables.timestamps[start + row]}): {kernels.REASONS[statuses[row]]}, "
-                f"at byte {positions[row]} of its file", fatal=True,
-            )  # fmt: skip
+                "corrupt", stream.name, f"{event}: {reason}, at byte {positions[row]} of its file", fatal=True
+            )
     for n, count, damaged in zip(chosen, present, bits, strict=True):
         where = f"{n.detector}.{n.algorithm} segment {n.segment}"
         if 0 < count < len(stream.places):
-            lacking = len(stream.places) - int(count)
-            yield Finding(
-                "missing", where, f"no reading in {lacking} of {stream.name}'s {len(stream.places)} events", lacking
-            )
-        for bit in np.flatnonzero(damaged):
-            name = DAMAGE_BITS.get(int(bit), f"bit {bit}")
-            yield Finding("damage", where, f"{name} in {damaged[bit]} events", int(damaged[bit]))
+            text = f"no reading in {len(stream.places) - count} of {stream.name}'s {len(stream.places)} events"
+            yield Finding("missing", where, text, len(stream.places) - int(count))
+        yield from _damage(where, damaged)
+    yield from _damage(stream.name, whole)
+
+
+def _damage(where: str, counts: Array) -> Iterator[Finding]:
+    for bit in np.flatnonzero(counts):
+        name = DAMAGE_BITS.get(int(bit), f"bit {bit}")
+        yield Finding("damage", where, f"{name} in {counts[bit]} events", int(counts[bit]))
 
 
 def _pulses(events: Events) -> Iterator[Finding]:
@@ -118,10 +123,7 @@ def _pulses(events: Events) -> Iterator[Finding]:
     stamps = np.asarray(events.tables.timestamps)
     if stamps.size < 8:
         return
-    nanoseconds = (stamps >> np.uint64(32)).astype(np.int64) * 1_000_000_000 + (stamps & np.uint64(0xFFFFFFFF)).astype(
-        np.int64
-    )
-    steps = np.diff(nanoseconds)
+    steps = np.diff(time_of(stamps)).astype(np.int64)
     usual = int(np.median(steps))
     regular = np.abs(steps - usual) <= 0.02 * usual
     if usual < 100 or regular.mean() < 0.9:
