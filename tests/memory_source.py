@@ -98,9 +98,14 @@ class MemorySource:
         pass
 
 
+def at(path: str) -> MemorySource:
+    """The source that calls itself this."""
+    return _sources[path]
+
+
 def reopen(ref: SourceRef) -> MemorySource:
     """Stand-in for `lcls_dask.formats.reopen`: the same process, so the same arrays."""
-    source = _sources[ref.path]
+    source = at(ref.path)
     if ref.snapshot != source.index.snapshot:
         raise SnapshotError(f"{ref.path} has no snapshot {ref.snapshot}")
     return source

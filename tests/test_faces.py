@@ -1,7 +1,9 @@
 """Every face of a run shows the same data: zarr store, filesystem, and the source itself."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import dask
@@ -15,8 +17,12 @@ from hypothesis import strategies as st
 from memory_source import MemorySource, array, sources
 from zarr.storage import FsspecStore
 
-from lcls_dask import formats
+from lcls_dask.access import engine
+from lcls_dask.access.engine import node_dataset
 from lcls_dask.errors import FormatError
+from lcls_dask.formats import discover
+from lcls_dask.formats.source import RunSource
+from lcls_dask.model import Node
 from lcls_dask.stores.filesystem import LclsFileSystem
 from lcls_dask.stores.store import LclsStore
 
@@ -29,7 +35,8 @@ def store_face(source: MemorySource, path: str, **options: Any) -> xr.Dataset:
 
 
 def filesystem_store(source: MemorySource) -> FsspecStore:
-    fs = LclsFileSystem(run=source.ref.path, asynchronous=True, skip_instance_cache=True)
+    ref = source.ref
+    fs = LclsFileSystem(ref.path, snapshot=ref.snapshot, asynchronous=True, skip_instance_cache=True)
     return FsspecStore(fs, path="", read_only=True)
 
 
@@ -37,10 +44,11 @@ def filesystem_face(source: MemorySource, path: str, **options: Any) -> xr.Datas
     return xr.open_zarr(filesystem_store(source), group=path, consolidated=False, **options)
 
 
-FACES: dict[str, Face] = {"store": store_face, "filesystem": filesystem_face}
+ZARR_FACES: dict[str, Face] = {"store": store_face, "filesystem": filesystem_face}
+FACES: dict[str, Face] = {**ZARR_FACES, "engine": node_dataset}
 
 
-def directly(source: MemorySource, path: str) -> xr.Dataset:
+def directly(source: RunSource, path: str) -> xr.Dataset:
     """The node as the data model says it, without any of the code that is tested."""
     index, variables, coordinates = source.index, {}, []
     for name, variable in index.nodes[path].variables.items():
@@ -48,7 +56,7 @@ def directly(source: MemorySource, path: str) -> xr.Dataset:
         data = source.read(path, name, rows).reshape(variable.shape)
         attrs = dict(variable.attrs)
         if data.dtype.kind == "M":
-            del attrs["units"]
+            attrs.pop("units", None)
         variables[name] = xr.Variable(variable.dims, data, attrs)
         if variable.coordinate:
             coordinates.append(name)
@@ -64,10 +72,11 @@ def directly(source: MemorySource, path: str) -> xr.Dataset:
 
 @pytest.fixture(autouse=True)
 def _memory_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    def open_source(path: str, run: int | None = None, snapshot: str | None = None) -> MemorySource:
-        return memory_source._sources[path]
+    def open_source(path: str, run: int | None, snapshot: str | None) -> MemorySource:
+        return memory_source.at(path)
 
-    monkeypatch.setattr(formats, "open_source", open_source, raising=False)
+    monkeypatch.setattr(discover, "open_source", open_source)
+    monkeypatch.setattr(engine, "reopen", memory_source.reopen)
 
 
 def assert_same(seen: xr.Dataset, expected: xr.Dataset) -> None:
@@ -136,7 +145,7 @@ def test_units_of_time_stay_numbers() -> None:
 )
 def test_attributes_that_would_change_values_are_refused(attrs: dict[str, Any]) -> None:
     source = MemorySource({"/": {"x": array(np.arange(4), ("event",), attrs=attrs)}})
-    for face in FACES.values():
+    for face in ZARR_FACES.values():
         with pytest.raises(FormatError, match="apply or rename"):
             face(source, "/")
 
@@ -146,6 +155,40 @@ def test_opening_reads_no_events() -> None:
     for face in FACES.values():
         face(source, "/")
     assert source.reads == []
+
+
+def test_opening_the_root_looks_into_no_detector() -> None:
+    """Their variables may take a scan of the payloads, and zarr reads the metadata of every child group."""
+
+    class Unscanned(Mapping[str, Any]):
+        def __getitem__(self, name: str) -> Any:
+            raise AssertionError("scanned")
+
+        __len__ = __iter__ = __getitem__  # type: ignore[assignment]
+
+    source = MemorySource({"/": {"x": array(np.zeros(8), ("event",))}, "/hsd": {}})
+    nodes = {**source.index.nodes, "/hsd": Node("/hsd", Unscanned())}
+    source.index = replace(source.index, nodes=nodes)
+    for face in FACES.values():
+        assert list(face(source, "/")) == ["x"]
+
+
+def test_times_that_are_not_there_stay_so() -> None:
+    times = np.array(["2024-05-01T00:00:00.123456789", "NaT"], "datetime64[ns]")
+    source = MemorySource({"/": {"t": array(times, ("event",))}})
+    for face in FACES.values():
+        np.testing.assert_array_equal(face(source, "/")["t"], times)
+
+
+@pytest.mark.parametrize("name", ["test_hsd.xtc2", "test_jungfrau05M_calib.xtc2", "mixed_rate"])
+def test_faces_show_real_runs(name: str, real_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    source = discover.open_source(real_data / "lcls2" / name)
+    fs = LclsFileSystem(source.ref.path, snapshot=source.index.snapshot, asynchronous=True)
+    for path in source.index.nodes:
+        expected = directly(source, path)
+        for store in (LclsStore(source), FsspecStore(fs, path="", read_only=True)):
+            assert_same(xr.open_zarr(store, group=path, consolidated=False), expected)
 
 
 def test_what_was_read_can_be_written_again(tmp_path: Any) -> None:

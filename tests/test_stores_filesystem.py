@@ -18,8 +18,8 @@ from fsspec.tests.abstract.get import AbstractGetTests
 from memory_source import GZIP, DictKeys, MemorySource, array
 from zarr.storage import FsspecStore
 
-from lcls_dask import formats
 from lcls_dask.errors import LiveRunError, RunNotFoundError, SnapshotError, UnsupportedError, UriError
+from lcls_dask.formats import discover
 from lcls_dask.formats.source import SourceRef
 from lcls_dask.stores.filesystem import LclsFileSystem
 
@@ -93,20 +93,20 @@ def facility(
 ) -> Iterator[dict[Path, MemorySource]]:
     """A directory of two experiments; the first has runs 13 (its files hold `run`) and 14."""
     runs = {tmp_path / "tmox42619" / f"r{number:04d}": run for number in (13, 14)}
-    for directory in (*runs, tmp_path / "xpptut15", tmp_path / "Not-An-Experiment"):
+    for directory in (*runs, tmp_path / "xpp" / "xpptut15", tmp_path / "Not-An-Experiment"):
         directory.mkdir(parents=True)
 
     def find_runs(directory: Path) -> dict[int, Path]:
         return {int(path.name[1:]): path for path in runs if path.parent == directory}
 
-    def open_source(path: str, run: int | None = None, snapshot: str | None = None) -> MemorySource:
+    def open_source(path: str, run: int | None, snapshot: str | None) -> MemorySource:
         source = runs[Path(path)]
         if snapshot not in (None, source.index.snapshot):
             raise SnapshotError(f"{path} has no snapshot {snapshot}")
         return source
 
-    monkeypatch.setattr(formats, "find_runs", find_runs, raising=False)
-    monkeypatch.setattr(formats, "open_source", open_source, raising=False)
+    monkeypatch.setattr(discover, "find_runs", find_runs)
+    monkeypatch.setattr(discover, "open_source", open_source)
     fsspec.register_implementation("lcls", LclsFileSystem, clobber=True)
     with dask.config.set({"lcls.root": str(tmp_path)}):
         yield runs
@@ -221,7 +221,8 @@ def test_other_errors_stay_errors(
         patch.setattr(run, "read", denied)
         with pytest.raises(PermissionError, match="not yours"):
             dataset["timestamp"].load()
-    monkeypatch.setattr(formats, "find_runs", denied)
+    monkeypatch.setattr(discover, "open_source", denied)
+    fs._sources.clear()
     for question in (fs.isdir, fs.isfile, fs.exists, fs.ls, fs.find):
         with pytest.raises(PermissionError, match="not yours"):
             question("tmox42619/r0014")
@@ -262,13 +263,16 @@ def test_two_moments_of_a_run_are_never_mixed(fs: LclsFileSystem, facility: dict
     dataset = xr.open_zarr("lcls://tmox42619/r0013", consolidated=False)
     np.testing.assert_array_equal(dataset["x"][:4], np.arange(4))
     facility[path] = grown = live(12, "cut")
+    (path / "stream.xtc2").write_bytes(b"more")
     with pytest.raises(SnapshotError, match=f"r0013@{grown.index.snapshot}"):
         dataset["x"].load()
 
 
 def test_many_runs_do_not_stay_open(fs: LclsFileSystem, facility: dict[Path, MemorySource], run: Any) -> None:
     for number in range(100, 200):
-        facility[next(iter(facility)).with_name(f"r{number:04d}")] = run
+        directory = next(iter(facility)).with_name(f"r{number:04d}")
+        directory.mkdir()
+        facility[directory] = run
         assert fs.exists(f"tmox42619/r{number:04d}/zarr.json")
     assert len(fs._sources) <= 32
 
@@ -288,3 +292,21 @@ def test_opens_by_uri(facility: dict[Path, MemorySource], run: MemorySource) -> 
     mapper = fsspec.get_mapper("lcls://tmox42619/r0014")
     assert "cam/x/c/0" in mapper
     assert isinstance(memory_source.reopen(run.ref).ref, SourceRef)
+
+
+def test_listings_leave_out_nothing_silently(
+    fs: LclsFileSystem, run: MemorySource, monkeypatch: pytest.MonkeyPatch, facility: dict[Path, MemorySource]
+) -> None:
+    """fsspec drops a directory that it may not read from what `find` gives."""
+    _, second = facility
+    real = discover.open_source
+
+    def one_denied(path: str, number: int | None, snapshot: str | None) -> Any:
+        if Path(path) == second:
+            raise PermissionError("not yours")
+        return real(path, number, snapshot)
+
+    monkeypatch.setattr(discover, "open_source", one_denied)
+    assert fs.find("tmox42619/r0013")
+    with pytest.raises(PermissionError, match="not yours"):
+        fs.find("tmox42619")

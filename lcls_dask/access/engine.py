@@ -12,6 +12,7 @@ from xarray.core import indexing
 from ..errors import LiveRunError
 from ..formats import RunSource, SourceRef, reopen
 from ..model import Variable
+from ..stores.metadata import dataset_attrs, variable_attrs
 from ..uri import is_uri
 from .chunking import block_length
 from .resolve import looks_like_run, open_at
@@ -41,6 +42,8 @@ class LclsArray(BackendArray):
         return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.OUTER, self._read)
 
     def _read(self, key: tuple[Any, ...]) -> np.ndarray[Any, Any]:
+        if not key:
+            return reopen(self.ref).read(self.path, self.name, slice(0, 1)).reshape(())
         rows, after = _rows(key[0], self.shape[0])
         values = reopen(self.ref).read(self.path, self.name, rows)
         # from the last axis to the first, so that an integer, which drops its axis, moves no other
@@ -83,13 +86,13 @@ def node_dataset(source: RunSource, path: str, drop: Iterable[str] = ()) -> xr.D
     kept = {name: v for name, v in node.variables.items() if name not in left_out}
     variables = {name: _lazy(ref, path, variable) for name, variable in kept.items()}
     coordinates = {name: variables.pop(name) for name, variable in kept.items() if variable.coordinate}
-    return xr.Dataset(variables, coordinates, dict(node.attrs))
+    return xr.Dataset(variables, coordinates, dataset_attrs(source.index, path))
 
 
 def _lazy(ref: SourceRef, path: str, variable: Variable) -> xr.Variable:
     data = indexing.LazilyIndexedArray(LclsArray(ref, path, variable))
     chunks = {variable.dims[0]: block_length(variable)} if variable.dims else {}
-    return xr.Variable(variable.dims, data, dict(variable.attrs), {"preferred_chunks": chunks})
+    return xr.Variable(variable.dims, data, variable_attrs(variable), {"preferred_chunks": chunks})
 
 
 class LclsBackendEntrypoint(BackendEntrypoint):

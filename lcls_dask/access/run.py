@@ -61,7 +61,7 @@ class Run:
     >>> run = lcls_dask.open_run(run_path)
     >>> run.experiment, run.number, run.events
     ('rixsim01', 1, 20)
-    >>> run.dataset("andor.*").sizes["event"]
+    >>> run.dataset("archon.*").sizes["event"]
     20
     """
 
@@ -151,7 +151,7 @@ class Run:
 
         Examples
         --------
-        >>> run.dataset("andor.*", events=slice(0, 5)).sizes["event"]
+        >>> run.dataset("archon.*", events=slice(0, 5)).sizes["event"]
         5
         """
         import xarray as xr
@@ -159,7 +159,8 @@ class Run:
         whole = xr.open_dataset(
             self.path,
             engine="lcls",
-            chunks={} if chunks is None else chunks,
+            # events are chosen before there are blocks: a block would read all of its events, damaged ones too
+            chunks=None if events is not None else {} if chunks is None else chunks,
             group=group,
             run=self.number if not self.path.startswith("lcls://") else None,
             snapshot=self.snapshot,
@@ -174,7 +175,11 @@ class Run:
         dim = "event" if group == "/" else f"{group.strip('/')}.event"
         if any(str(name).endswith(".offset") for name in whole.data_vars):
             raise SelectionError(f"{group}: ragged variables can't be cut by event; select the others by name first")
-        return whole.isel({dim: self._positions(events, whole, dim)})
+        chosen = whole.isel({dim: self._positions(events, whole, dim)})
+        if chunks is not None:
+            return chosen.chunk(chunks)
+        blocks = {name: v.encoding.get("preferred_chunks", {}) for name, v in whole.data_vars.items()}
+        return chosen.assign({name: v.chunk(blocks[name]) for name, v in chosen.data_vars.items()})
 
     def tree(self, chunks: Any = None) -> "xr.DataTree":
         """Every node of the run: all events, each detector's own, steps, slow variables."""

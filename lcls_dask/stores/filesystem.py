@@ -11,8 +11,9 @@ from fsspec.asyn import AsyncFileSystem
 from fsspec.callbacks import DEFAULT_CALLBACK
 from fsspec.spec import AbstractBufferedFile
 
-from .. import config, formats
+from .. import config
 from ..errors import LiveRunError, RunNotFoundError, SnapshotError, UnsupportedError, UriError
+from ..formats import discover
 from ..formats.source import RunSource
 from ..uri import RunUri, parse_uri
 from .keys import METADATA, Keys, RunKeys
@@ -22,6 +23,9 @@ _OPEN_RUNS = 32
 
 #: Path, run and snapshot, as asked for.
 Wanted = tuple[str, int | None, str | None]
+
+#: What changes when a run's files do: their names, sizes and times.
+Fingerprint = tuple[tuple[str, int, int], ...]
 
 #: What fsspec itself may put among an instance's options.
 _FSSPEC_OPTIONS = {"use_listings_cache", "listings_expiry_time", "max_paths", "skip_instance_cache"}
@@ -54,8 +58,8 @@ class LclsFileSystem(AsyncFileSystem):  # type: ignore[misc]
     Examples
     --------
     >>> import fsspec
-    >>> fs = fsspec.filesystem("lcls", run="/data/xpptut15/r0014")
-    >>> fs.ls("timestamp", detail=False)  # doctest: +SKIP
+    >>> fs = fsspec.filesystem("lcls", run=run_path)
+    >>> fs.ls("timestamp", detail=False)
     ['timestamp/zarr.json', 'timestamp/c']
     """
 
@@ -83,7 +87,8 @@ class LclsFileSystem(AsyncFileSystem):  # type: ignore[misc]
         self._run = None if run is None else os.fspath(run)
         self._number = number
         self._snapshot = snapshot
-        self._sources: dict[Wanted, RunSource] = {}
+        self._places: dict[tuple[str, int], str] = {}
+        self._sources: dict[Wanted, tuple[RunSource, Fingerprint]] = {}
         self._snapshots: dict[Wanted, str] = {}
         self._lock = threading.Lock()
 
@@ -181,20 +186,21 @@ class LclsFileSystem(AsyncFileSystem):  # type: ignore[misc]
         uri = parse_uri(f"lcls://{path}")
         if uri.run is None:
             raise RunNotFoundError(f"lcls://{path} names no run; write lcls://{uri.experiment}/r<NNNN>")
-        runs = self._runs(uri.experiment)
-        if uri.run not in runs:
-            raise RunNotFoundError(
-                f"lcls://{uri.experiment} has no run {uri.run}; it has {_some(runs) or 'none'}"
-            )
-        return RunKeys(self._source((str(runs[uri.run]), uri.run, uri.snapshot), uri)), uri.key
+        place = (uri.experiment, uri.run)
+        if place not in self._places:
+            self._places[place] = str(discover.locate(*place))
+        return RunKeys(self._source((self._places[place], uri.run, uri.snapshot), uri)), uri.key
 
     def _source(self, wanted: Wanted, uri: RunUri | None) -> RunSource:
         path, run, snapshot = wanted
-        source = self._sources.get(wanted)
+        source, before = self._sources.get(wanted, (None, ()))
         if source is not None and (snapshot is not None or source.index.state == "ended"):
             return source
-        # a run that may still grow is looked at again, so that reads of two snapshots are never mixed
-        source = formats.open_source(path, run=run, snapshot=snapshot)
+        # a run without an end may still grow: reads of two moments of it must not be mixed
+        now = _fingerprint(path) if snapshot is None else ()
+        if source is not None and now == before:
+            return source
+        source = discover.open_source(path, run, snapshot)
         index = source.index
         pinned = (
             f"LclsFileSystem(run={path!r}, snapshot={index.snapshot!r})"
@@ -202,22 +208,16 @@ class LclsFileSystem(AsyncFileSystem):  # type: ignore[misc]
             else RunUri(uri.experiment, uri.run, index.snapshot)
         )
         if snapshot is None and index.state == "live":
-            raise LiveRunError(f"{path} is still being taken; open one moment of it: {pinned}")
+            raise LiveRunError(f"{path} is still being written; open one moment of it: {pinned}")
         with self._lock:
             if self._snapshots.setdefault(wanted, index.snapshot) != index.snapshot:
                 raise SnapshotError(
                     f"{path} has changed since it was opened; open one moment of it: {pinned}"
                 )
-            self._sources[wanted] = source
+            self._sources[wanted] = source, now
             while len(self._sources) > _OPEN_RUNS:
                 del self._sources[next(iter(self._sources))]
         return source
-
-    def _runs(self, experiment: str) -> dict[int, Path]:
-        directory = _root() / experiment
-        if not directory.is_dir():
-            raise RunNotFoundError(f"{_root()} holds no experiment {experiment}; ls('lcls://') lists them")
-        return dict(formats.find_runs(directory))
 
     def _read(self, path: str, span: slice) -> bytes | memoryview:
         try:
@@ -235,7 +235,7 @@ class LclsFileSystem(AsyncFileSystem):  # type: ignore[misc]
         experiment, _, inside = path.strip("/").partition("/")
         if self._run is None and not inside:
             if experiment:
-                self._runs(experiment)
+                discover.experiment_directory(parse_uri(f"lcls://{experiment}").experiment)
             return _entry(path, True)
         keys, key = self._keys(path)
         if (size := keys.size(key)) is not None:
@@ -256,10 +256,11 @@ class LclsFileSystem(AsyncFileSystem):  # type: ignore[misc]
         experiment, _, inside = path.strip("/").partition("/")
         beneath = f"{path}/" if path else ""
         if self._run is None and not experiment:
-            for name in sorted(entry.name for entry in _root().iterdir() if _is_experiment(entry)):
+            for name in _experiments():
                 yield _entry(beneath + name, True)
         elif self._run is None and not inside:
-            for number in sorted(self._runs(experiment)):
+            directory = discover.experiment_directory(parse_uri(f"lcls://{experiment}").experiment)
+            for number in discover.find_runs(directory):
                 yield _entry(f"{beneath}r{number:04d}", True)
         else:
             keys, key = self._keys(path)
@@ -279,29 +280,33 @@ def _entry(name: str, is_dir: bool, size: int | None = 0) -> dict[str, Any]:
     return {"name": name, "size": 0 if is_dir else size, "type": "directory" if is_dir else "file"}
 
 
-def _root() -> Path:
-    directory = config.root()
-    if directory is None:
-        if config.gateway() is not None:
-            raise UnsupportedError(
-                "lcls:// through a gateway is not in this version; set lcls.root or LCLS_ROOT"
-            )
+def _experiments() -> list[str]:
+    """Experiments under ``lcls.root``, which holds them directly or in a directory for each hutch."""
+    root = config.root()
+    if root is None:
         raise UriError(
-            "lcls:// needs the directory of experiments; set lcls.root in dask.config, or LCLS_ROOT"
+            "lcls:// needs to know where experiments are; set lcls.root in dask.config or LCLS_ROOT"
         )
-    return directory
+    names = []
+    for entry in root.iterdir():
+        if entry.is_dir() and len(entry.name) == 3:
+            names += [inner.name for inner in entry.iterdir() if inner.name.startswith(entry.name)]
+        elif entry.is_dir():
+            names.append(entry.name)
+    return sorted(name for name in names if _is_experiment(name))
 
 
-def _is_experiment(directory: Path) -> bool:
+def _is_experiment(name: str) -> bool:
     try:
-        return parse_uri(f"lcls://{directory.name}").run is None and directory.is_dir()
+        return parse_uri(f"lcls://{name}") == RunUri(name)
     except UriError:
         return False
 
 
-def _some(runs: dict[int, Path], most: int = 8) -> str:
-    numbers = sorted(runs)
-    return ", ".join(map(str, numbers[:most])) + (" …" if len(numbers) > most else "")
+def _fingerprint(path: str) -> Fingerprint:
+    entries = sorted(Path(path).iterdir()) if os.path.isdir(path) else [Path(path)]
+    stats = ((entry.name, entry.stat()) for entry in entries)
+    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
 
 
 def _only_missing(error: OSError) -> None:

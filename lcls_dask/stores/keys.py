@@ -66,9 +66,9 @@ class RunKeys:
     Examples
     --------
     >>> from lcls_dask.formats import open_source
-    >>> keys = RunKeys(open_source("/data/xpptut15/r0014"))  # doctest: +SKIP
-    >>> keys.size("timestamp/c/0")  # doctest: +SKIP
-    524288
+    >>> keys = RunKeys(open_source(run_path))
+    >>> keys.size("timestamp/c/0")
+    160
     """
 
     def __init__(self, source: RunSource) -> None:

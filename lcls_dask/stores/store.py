@@ -15,6 +15,7 @@ from zarr.abc.store import (
 )
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 
+from .. import formats
 from ..formats.source import RunSource, SourceRef
 from .keys import Entry, Keys, RunKeys
 
@@ -47,7 +48,8 @@ class LclsStore(Store):
     --------
     >>> import xarray as xr
     >>> from lcls_dask.formats import open_source
-    >>> xr.open_zarr(LclsStore(open_source("/data/xpptut15/r0014")))  # doctest: +SKIP
+    >>> xr.open_zarr(LclsStore(open_source(run_path))).sizes["event"]
+    20
     """
 
     supports_writes = False
@@ -75,11 +77,7 @@ class LclsStore(Store):
         """The run that is read, opened when first asked for."""
         if not isinstance(self._given, SourceRef):
             return self._given
-        if self._reopen is not None:
-            return self._reopen(self._given)
-        from ..formats import reopen
-
-        return reopen(self._given)
+        return (self._reopen or formats.reopen)(self._given)
 
     @cached_property
     def keys(self) -> Keys:

@@ -19,10 +19,10 @@ REASONS = {
     EXTENT: "an Xtc's extent does not fit its datagram",
     UNKNOWN_NAMES: "data of a NamesId that the configuration does not know",
     TIMESTAMP: "the timestamp is not the one that the index has for this place",
-    SHAPE: "an array's shape is not that of the run's first events; the detector's own node holds it as ragged data",
+    SHAPE: "an array's shape is not that of the run's first events; leave this event out (events=)",
     CONTENT: "a field reaches past the end of its data",
     READ: "the file could not be read",
-    TOO_LONG: "a string is longer than those of the run's first events",
+    TOO_LONG: "a string is longer than those of the run's first events; leave this event out (events=)",
     HSD: "a digitizer stream is malformed",
     TYPE: "an Xtc of unknown type",
 }

@@ -1,7 +1,8 @@
 """The nodes of a run: each variable with the way to its values."""
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -25,12 +26,43 @@ Entry = tuple[Variable, Reader]
 MOST_IN_ATTRIBUTE = 256
 
 
-@dataclass(frozen=True)
 class Readable:
-    """A node and the way to each of its variables."""
+    """A node and the way to each of its variables, which are found when they are first asked for.
 
-    node: Node
-    readers: Mapping[str, Reader]
+    Parameters
+    ----------
+    path : str
+    attrs : mapping
+    entries : callable
+        Gives the variables and their readers; it may read payload headers.
+    """
+
+    def __init__(self, path: str, attrs: Mapping[str, Any], entries: Callable[[], Iterable[Entry]]) -> None:
+        self._entries, self._lock = entries, threading.Lock()
+        self._found: dict[str, Entry] | None = None
+        self.node = Node(path, _Variables(self), attrs)
+
+    @property
+    def found(self) -> Mapping[str, Entry]:
+        """Every variable with its reader, by name."""
+        with self._lock:  # threads that ask at once wait for the one survey
+            if self._found is None:
+                self._found = {variable.name: (variable, reader) for variable, reader in self._entries()}
+            return self._found
+
+
+class _Variables(Mapping[str, Variable]):
+    def __init__(self, readable: Readable) -> None:
+        self._readable = readable
+
+    def __getitem__(self, name: str) -> Variable:
+        return self._readable.found[name][0]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._readable.found)
+
+    def __len__(self) -> int:
+        return len(self._readable.found)
 
 
 class NodeMaker:
@@ -66,27 +98,19 @@ class NodeMaker:
         return ("/", *(f"/{name}" for name in detectors), *(f"/{name}" for name, t in tables if t.timestamps.size))
 
     def make(self, path: str, attrs: Mapping[str, Any]) -> Readable:
-        """Make one; `attrs` are those of the whole run.
-
-        A detector's own node may need its payload headers read, which is done once.
-        """
-        more: Mapping[str, Any] = {}
-        entries: Iterable[Entry]
+        """Make one; `attrs` are those of the whole run."""
         if path == "/":
-            entries = self._root()
-        elif path == "/steps":
-            entries = _slow(path, "step", self.steps, {})
-        elif path == "/epics":
-            entries = _slow(path, "update", self._slow_variables, slow_names(self._events))
-        else:
-            small, large = _configuration(settings(self._events, path[1:]).get(path[1:], {}))
-            part = next(part for part in self._parts.values() if part.detector == path[1:])
-            serial = next(iter(part.streams.values()))[0].serial
-            more = {"detector": part.detector, "kind": part.kind, "serial": serial, "configuration": small}
-            entries = (*self._detector(path[1:]), *_held_arrays(path[1:], large))
-        readable = {variable.name: (variable, reader) for variable, reader in entries}
-        node = Node(path, {name: variable for name, (variable, _) in readable.items()}, {**attrs, **more})
-        return Readable(node, {name: reader for name, (_, reader) in readable.items()})
+            return Readable(path, attrs, self._root)
+        if path == "/steps":
+            return Readable(path, attrs, lambda: _slow(path, "step", self.steps, {}))
+        if path == "/epics":
+            return Readable(path, attrs, lambda: _slow(path, "update", self._slow_variables, slow_names(self._events)))
+        detector = path[1:]
+        small, large = _configuration(settings(self._events, detector).get(detector, {}))
+        part = next(part for part in self._parts.values() if part.detector == detector)
+        serial = next(iter(part.streams.values()))[0].serial
+        more = {"detector": detector, "kind": part.kind, "serial": serial, "configuration": small}
+        return Readable(path, {**attrs, **more}, lambda: (*self._detector(detector), *_held_arrays(detector, large)))
 
     def _root(self) -> Iterator[Entry]:
         own = OwnEvents(len(self._events.tables.timestamps), None)

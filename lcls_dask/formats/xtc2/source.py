@@ -103,10 +103,11 @@ class Xtc2Source:
 
     def read(self, path: str, name: str, rows: Rows) -> Array:
         """Values of a variable; see `RunSource.read`."""
-        readers = self._nodes.readable(path).readers
-        if name not in readers:
-            raise SelectionError(f"there is no {name!r} in {path}; there are {', '.join(readers)}")
-        return readers[name](rows)
+        found = self._nodes.readable(path).found
+        if name not in found:
+            raise SelectionError(f"there is no {name!r} in {path}; there are {', '.join(found)}")
+        _, read = found[name]
+        return read(rows)
 
     def read_encoded(self, path: str, name: str, chunk: int) -> bytes | None:
         """Nothing in xtc2 is encoded."""

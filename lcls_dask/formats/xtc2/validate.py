@@ -96,13 +96,9 @@ def _readings(events: Events, number: int, stream: StreamTable) -> Iterator[Find
     for start, (some, some_bits, some_whole, statuses, positions) in zip(range(0, total, BLOCK), blocks, strict=True):
         present, bits, whole = present + some, bits + some_bits, whole + some_whole
         for row in np.flatnonzero(statuses):
-            event, reason = (
-                f"event {start + row} ({events.tables.timestamps[start + row]})",
-                kernels.REASONS[statuses[row]],
-            )
-            yield Finding(
-                "corrupt", stream.name, f"{event}: {reason}, at byte {positions[row]} of its file", fatal=True
-            )
+            event = f"event {start + row} ({events.tables.timestamps[start + row]})"
+            text = f"{event}: {kernels.REASONS[statuses[row]]}, at byte {positions[row]} of its file"
+            yield Finding("corrupt", stream.name, text, fatal=True)
     for n, count, damaged in zip(chosen, present, bits, strict=True):
         where = f"{n.detector}.{n.algorithm} segment {n.segment}"
         if 0 < count < len(stream.places):
