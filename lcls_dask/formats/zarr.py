@@ -16,6 +16,7 @@ import numpy as np
 from ..errors import (
     ConfinementError,
     FormatError,
+    LclsError,
     RunNotFoundError,
     SelectionError,
     SnapshotError,
@@ -182,6 +183,9 @@ class ZarrSource:
         """
         variable = self._find(path, name)
         length = variable.chunk
+        if not variable.item_bytes:  # nothing is stored of it
+            count = rows.stop - rows.start if isinstance(rows, slice) else len(rows)
+            return np.empty((count, *variable.shape[1:]), variable.dtype)
         if isinstance(rows, slice):
             out = np.empty((rows.stop - rows.start, *variable.shape[1:]), variable.dtype)
             for number in range(rows.start // length, -(-rows.stop // length) if len(out) else 0):
@@ -203,12 +207,12 @@ class ZarrSource:
             raise FormatError(
                 f"{self._root}: chunk {number} of {variable.name} in {path} is missing; export the run again"
             )
-        if not variable.item_bytes:
-            return np.empty(shape, variable.dtype)
         stored = np.dtype("int64") if variable.dtype.kind == "M" else variable.dtype
         try:
             values = decode(variable.codecs, payload, stored)
             return values.reshape(shape).view(variable.dtype)
+        except LclsError:
+            raise
         except (RuntimeError, ValueError, OSError, EOFError) as error:
             raise FormatError(
                 f"{self._root}: chunk {number} of {variable.name} in {path} is damaged ({error}); export it again"
