@@ -1,0 +1,133 @@
+"""The demo, small: everything is found, a killed worker changes nothing, and what is wrong is said."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lcls_dask import open_run, simulate
+from lcls_dask.cli import main
+from lcls_dask.demo import kernels, referee, sfx, tof
+from lcls_dask.demo.page import Check, Section, write_page
+from lcls_dask.demo.pictures import assemble, radial_profile
+
+
+def test_demo_finds_what_was_simulated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--out", str(tmp_path), "--events", "1200", "--frames", "8"]) == 0
+    told = capsys.readouterr().out
+    assert "DIFFERENT" not in told
+    assert re.search(r"worker killed after \d+ of \d+ blocks +same result", told)
+    page = (tmp_path / "index.html").read_text()
+    assert "does not check the physics" in page
+    assert page.count("data:image/png;base64,") == len(list(tmp_path.glob("*.png"))) == 5
+    # nothing is fetched from anywhere
+    assert not re.search(r"(src|href)='(?!data:)", page)
+
+
+def test_demo_replaces_only_runs_that_it_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "tof").mkdir()
+    (tmp_path / "tof" / "thesis.txt").write_text("mine")
+    assert main(["demo", "--out", str(tmp_path), "--events", "16", "--frames", "8"]) == 1
+    assert (tmp_path / "tof" / "thesis.txt").read_text() == "mine"
+    assert "no simulated run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["test_hsd.xtc2", "test_jungfrau05M_calib.xtc2", "mixed_rate"])
+def test_report_on_a_real_run(name: str, real_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--run", str(real_data / "lcls2" / name), "--out", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    assert "DIFFERENT" not in told
+    if referee.available():
+        assert re.search(r"values that psana reads +\d+ equal +\d+ in \d+ events +same", told)
+    assert (tmp_path / "index.html").stat().st_size > 10_000
+
+
+def test_a_wrong_pulse_count_is_seen(tmp_path: Path) -> None:
+    simulate(tmp_path / "run", "tof", events=200, seed=1)
+    bins = round(tof.GATE_NS / tof.BIN_NS)
+    nothing = tof.Spectrum(np.zeros((16, bins), np.int64), 0, 0, 0)
+    assert not tof.check(tmp_path / "run", nothing)[0].passed
+
+
+def test_a_wrong_hit_list_is_seen(tmp_path: Path) -> None:
+    simulate(tmp_path / "run", "sfx", events=2, seed=1)
+    shape = sfx.read_constants(tmp_path / "run").pedestal.shape
+    blank = sfx.Powder(np.zeros((2, *shape), np.uint32), np.zeros((2, 8), np.int64), {0: 0, 1: 0})
+    verdicts = {check.name: check.passed for check in sfx.check(tmp_path / "run", blank)}
+    assert verdicts["segments summed"] is False
+
+
+def pulses(times: list[float], length: int = 64) -> np.ndarray:
+    at = np.arange(length)
+    signal = sum(400 * np.exp(-0.5 * ((at - time) / 3.5) ** 2) for time in times)
+    return np.rint(2048 - signal).astype(np.uint16)
+
+
+@pytest.mark.parametrize(
+    ("times", "expected"), [([30.3], [30.3]), ([20.0, 45.6], [20.0, 45.6]), ([30.0, 31.0], [30.5])]
+)
+def test_arrivals(times: list[float], expected: list[float]) -> None:
+    counts = np.zeros((1, 2000), np.int64)
+    found = kernels.find_arrivals(
+        np.array([0, 1]), np.array([100], np.int32), np.array([0, 64]), pulses(times),
+        np.full((1, 4), 2048.0), -1, 60.0, 0.1, counts,
+    )  # fmt: skip
+    assert found == len(expected)
+    assert np.flatnonzero(counts[0]) / 10 - 100 == pytest.approx(expected, abs=0.15)
+
+
+def test_noise_is_no_pulse() -> None:
+    counts = np.zeros((1, 10), np.int64)
+    samples = np.random.default_rng(1).normal(2048, 4, 64).astype(np.uint16)
+    window = (np.array([0, 1]), np.array([0], np.int32), np.array([0, 64]), samples)
+    assert kernels.find_arrivals(*window, np.full((1, 4), 2048.0), -1, 60.0, 10.0, counts) == 0
+
+
+def test_strong_pixels_leave_out_hot_ones_and_gain_bits() -> None:
+    frame = np.full((2, 3), 2700, np.uint16)
+    frame[0, 0] = 9000  # strong
+    frame[0, 1] = 9000  # strong, but hot
+    frame[1, 2] |= 0xC000  # another gain, no signal
+    good = np.ones((2, 3), bool)
+    good[0, 1] = False
+    assert kernels.count_strong(frame, np.full((2, 3), 2700, np.float32), good, 500.0) == 1
+    total = np.zeros((1, 2, 3), np.uint32)
+    kernels.add_frame(frame[None], total)
+    assert total[0, 1, 2] == 2700
+
+
+def test_assembled_pixels_are_all_there() -> None:
+    assembled = assemble(np.ones((8, 512, 1024)))
+    # rounding lets a few neighbours of turned modules fall on one another
+    assert np.nansum(assembled) > 0.97 * 8 * 512 * 1024
+    assert np.nanmax(assembled) == 1
+
+
+def test_radial_profile_of_a_constant() -> None:
+    edges, mean = radial_profile(np.where(np.arange(1024) % 2, 2.0, np.nan) * np.ones((8, 512, 1)), bins=20)
+    assert len(edges) == 21
+    assert mean == pytest.approx(2.0)
+
+
+def test_page_escapes_and_marks(tmp_path: Path) -> None:
+    checks = (Check("a<b>", "1", "2", False), Check("c", "1", "1", True), Check("d", "", "no psana", None))
+    write_page(tmp_path / "p.html", "<t>", "n&n", [Section("s", checks=checks)])
+    page = (tmp_path / "p.html").read_text()
+    assert "a&lt;b&gt;" in page
+    assert "<td class='bad'>DIFFERENT</td>" in page
+    assert "not checked" in page
+
+
+@pytest.mark.skipif(not referee.available(), reason="psana is not installed: pip install -e '.[psana]'")
+def test_the_referee_sees_a_wrong_value(real_data: Path, tmp_path: Path) -> None:
+    wrong = tmp_path / "jungfrau.xtc2"
+    data = bytearray((real_data / "lcls2" / "test_jungfrau05M_calib.xtc2").read_bytes())
+    wrong.write_bytes(data)
+    run = open_run(wrong)
+    assert referee.referee(run, 1).different == ()
+    found = referee.referee(run, 2)
+    assert (found.events, found.unmatched) == (2, ())
+    frame = run.source.read("/", "jungfrau.raw.raw", slice(0, 1))
+    theirs = {f"{run.span()[0]}|jungfrau.raw.raw|0": frame[0, 0] + 1}
+    assert len(referee.compare(run, theirs).different) == 1
