@@ -67,7 +67,7 @@ test-long: $(VENV)/.psana
 
 bench: $(VENV)/.psana
 	@$(REFEREE)
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks all
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info demo-out

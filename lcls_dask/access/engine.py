@@ -39,6 +39,8 @@ class LclsArray(BackendArray):
         return (self.ref, self.path, self.name)
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
+        if isinstance(key, indexing.BasicIndexer | indexing.OuterIndexer):
+            return self._read(key.tuple)  # as it is: xarray's adapter fails on an empty slice with a negative step
         return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.OUTER, self._read)
 
     def _read(self, key: tuple[Any, ...]) -> np.ndarray[Any, Any]:
@@ -56,6 +58,7 @@ class LclsArray(BackendArray):
 def _rows(key: Any, size: int) -> tuple[slice | np.ndarray[Any, Any], Any]:
     """Rows to read for a key along the first dimension, and what to take of them."""
     if isinstance(key, int | np.integer):
+        _within(np.asarray(key), size)
         at = int(key) + (size if key < 0 else 0)
         return slice(at, at + 1), 0
     if isinstance(key, slice):
@@ -64,7 +67,15 @@ def _rows(key: Any, size: int) -> tuple[slice | np.ndarray[Any, Any], Any]:
             return slice(start, max(start, stop)), slice(None)
         return np.arange(start, stop, step, dtype=np.int64), slice(None)
     rows = np.asarray(key, np.int64)
+    _within(rows, size)
     return np.where(rows < 0, rows + size, rows), slice(None)
+
+
+def _within(rows: np.ndarray[Any, Any], size: int) -> None:
+    """xarray leaves the check to the array, and what is not there must not read as zeros."""
+    if rows.size and (rows.min() < -size or rows.max() >= size):
+        wrong = rows[(rows < -size) | (rows >= size)].ravel()[0] if rows.ndim else rows
+        raise IndexError(f"index {wrong} is out of bounds for axis 0 with size {size}")
 
 
 def node_dataset(source: RunSource, path: str, drop: Iterable[str] = ()) -> xr.Dataset:

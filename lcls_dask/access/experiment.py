@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import LclsError, RunNotFoundError, UriError
+from ..errors import FormatError, LclsError, RunNotFoundError, UriError
 from ..formats import find_runs
 from ..formats.discover import experiment_directory
 from ..model import time_of
@@ -71,10 +71,14 @@ class Experiment:
         table = pd.DataFrame(rows, columns=pd.Index(names)).set_index("run")
         notes = self._path / NOTES
         if notes.exists():
-            own = pd.read_csv(notes)
+            try:
+                own = pd.read_csv(notes)
+            except (OSError, ValueError) as error:  # pandas' and the decoder's are ValueErrors
+                raise FormatError(f"{notes}: can't be read: {str(error).splitlines()[0]}") from error
             if "run" not in own:
                 raise UriError(f"{notes}: has no column 'run', so its rows belong to no run")
-            table = table.join(own.drop_duplicates("run", keep="last").set_index("run"), rsuffix="_noted")
+            own = own.drop_duplicates("run", keep="last").set_index("run")
+            table = table.join(own.rename(columns={name: f"{name}_noted" for name in own if name in table}))
         return table
 
     def _row(self, number: int) -> dict[str, Any]:

@@ -172,7 +172,9 @@ class Run:
             whole = whole[names]
         if events is None:
             return whole
-        dim = "event" if group == "/" else f"{group.strip('/')}.event"
+        dim = "event" if not group.strip("/") else f"{group.strip('/')}.event"
+        if dim not in whole.dims:
+            raise SelectionError(f"{group}: has no events to choose from; only / and the detectors' nodes have")
         if any(str(name).endswith(".offset") for name in whole.data_vars):
             raise SelectionError(f"{group}: ragged variables can't be cut by event; select the others by name first")
         chosen = whole.isel({dim: self._positions(events, whole, dim)})
@@ -244,6 +246,8 @@ class Run:
             return events
         wanted = np.asarray(events)
         count = whole.sizes[dim]
+        if not wanted.size and wanted.dtype.kind != "b":
+            return np.empty(0, np.int64)
         if wanted.dtype.kind == "b":
             if wanted.shape != (count,):
                 raise SelectionError(f"the mask has shape {wanted.shape}, the run has {count} events")
@@ -256,8 +260,14 @@ class Run:
             if missing.size:
                 raise SelectionError(f"{missing.size} of the events asked for are not there, the first is {missing[0]}")
             return at
-        if wanted.size and (wanted.min() < -count or wanted.max() >= count):
-            raise SelectionError(f"event {wanted.max()} was asked for, the run has {count}")
+        if wanted.dtype.kind not in "iu" or wanted.ndim > 1:
+            raise SelectionError(
+                "events are chosen by a slice, positions, a mask, timestamps or times, "
+                f"not by an array of {wanted.dtype} of shape {wanted.shape}"
+            )
+        wrong = wanted[(wanted < -count) | (wanted >= count)]
+        if wrong.size:
+            raise SelectionError(f"event {wrong.ravel()[0]} was asked for, the run has {count}")
         return wanted
 
 

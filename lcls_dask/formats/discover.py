@@ -6,7 +6,7 @@ from collections import OrderedDict
 from pathlib import Path
 
 from .. import config
-from ..errors import FormatError, RunNotFoundError, UriError
+from ..errors import FormatError, LclsError, RunNotFoundError, UriError
 from .source import RunSource, SourceRef
 from .xtc2.files import NAME, is_xtc2, runs_in
 
@@ -31,6 +31,8 @@ def format_of(path: Path) -> str:
     """
     if not path.exists():
         raise RunNotFoundError(f"{path}: no such file or directory")
+    if not path.is_dir() and not path.is_file():  # opening a pipe would wait for ever
+        raise FormatError(f"{path}: is neither a file nor a directory")
     if path.is_dir():
         if (path / "zarr.json").exists():
             return "zarr"
@@ -112,7 +114,15 @@ def _open(ref: SourceRef) -> RunSource:
 
 
 def _read(ref: SourceRef) -> RunSource:
-    kind = format_of(Path(ref.path))
+    try:
+        return _read_as(format_of(Path(ref.path)), ref)
+    except OSError as error:
+        if isinstance(error, LclsError):
+            raise
+        raise RunNotFoundError(f"{str(error.filename or ref.path)[:300]}: can't be read: {error.strerror}") from error
+
+
+def _read_as(kind: str, ref: SourceRef) -> RunSource:
     if kind == "xtc2":
         from .xtc2.source import Xtc2Source
 

@@ -20,10 +20,10 @@ UNITS = {
 
 def item_of(part: Part, field: Field, shape: Shape) -> tuple[tuple[str, ...], tuple[int, ...], np.dtype[Any]] | None:
     """Dimensions, shape and type of one segment's value; None for a ragged field."""
-    if field.is_string:
-        return (), (), np.dtype(f"<U{shape.characters}")
     if shape.item is None:
         return None
+    if field.is_string:
+        return (), (), np.dtype(f"<U{shape.characters}")
     if not field.rank:
         return (), (), field.dtype
     item = shape.item[1:] if len(shape.item) == 3 and shape.item[0] == 1 else shape.item

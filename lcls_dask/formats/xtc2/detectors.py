@@ -54,10 +54,12 @@ class Part:
         return self.kind.lower().startswith(AREA)
 
     @property
-    def is_hsd(self) -> bool:
-        """Whether ``chanNN`` fields are digitizer streams."""
-        # the event header tells which streams a channel holds
-        return self.kind == "hsd" and (self.algorithm, self.version) in HSD and "eventHeader" in self.fields
+    def channels(self) -> tuple[str, ...]:
+        """Fields that hold a digitizer's streams: bytes, of which the event header tells what they are."""
+        if self.kind != "hsd" or (self.algorithm, self.version) not in HSD or "eventHeader" not in self.fields:
+            return ()
+        fields = self.fields.items()
+        return tuple(name for name, f in fields if name.startswith("chan") and f.rank == 1 and f.dtype == np.uint8)
 
     def tables(
         self, stream: int, configuration: Configuration, fields: Sequence[str]
@@ -71,25 +73,27 @@ class Part:
 def parts_of(configurations: Sequence[Configuration]) -> dict[str, Part]:
     """Every detector and algorithm that events carry, by ``<detector>.<algorithm>``."""
     segments: dict[str, set[int]] = {}
-    found: dict[tuple[str, str], dict[int, list[Names]]] = {}
+    found: dict[tuple[str, str], dict[int, dict[int, Names]]] = {}
     for stream, names in event_names(configurations):
         segments.setdefault(names.detector, set()).add(names.segment)
-        found.setdefault((names.detector, names.algorithm), {}).setdefault(stream, []).append(names)
+        # a segment that one stream describes twice is what was said last, as in psana
+        by_segment = found.setdefault((names.detector, names.algorithm), {}).setdefault(stream, {})
+        by_segment[names.segment] = names
     return {
         f"{detector}.{algorithm}": Part(
             detector,
-            (first := next(iter(streams.values()))[0]).kind,
+            (first := next(iter(next(iter(streams.values())).values()))).kind,
             algorithm,
             first.version,
             tuple(sorted(segments[detector])),
             {
                 field.title: field
                 for all_names in streams.values()
-                for names in all_names
+                for names in all_names.values()
                 for field in names.fields
                 if not field.is_label
             },
-            {stream: tuple(sorted(n, key=lambda x: (x.segment, x.id))) for stream, n in streams.items()},
+            {stream: tuple(by[segment] for segment in sorted(by)) for stream, by in streams.items()},
         )
         for (detector, algorithm), streams in found.items()
     }

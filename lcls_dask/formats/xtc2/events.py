@@ -13,7 +13,7 @@ import numpy as np
 
 from ...errors import FormatError
 from . import kernels
-from .files import find
+from .files import find, open_file
 from .layout import Configuration, Dgram, dgram_at, parse_configuration
 from .scan import CHUNK_SHIFT, Transition, read_exactly
 from .tables import RunTables, StreamTable
@@ -56,7 +56,7 @@ class Events:
         """Descriptor of a file of the run."""
         with self._lock:
             if name not in self._open:
-                self._open[name] = os.open(find(self.tables.home, name), os.O_RDONLY | os.O_CLOEXEC)
+                self._open[name] = open_file(self.tables.home, name)
             return self._open[name]
 
     def transition(self, stream: StreamTable, place: Transition) -> tuple[bytes, Dgram, str]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...errors import ConfinementError, RunNotFoundError, SeveralRunsError
+from ...errors import ConfinementError, FormatError, RunNotFoundError, SeveralRunsError
 
 IN_PROGRESS = ".inprogress"
 NAME = re.compile(r"(?P<experiment>\w+)-r(?P<run>\d+)-s(?P<stream>\d+)-c(?P<chunk>\d+)\.xtc2")
@@ -49,15 +49,34 @@ def find(directory: Path, name: str) -> Path:
     RunNotFoundError
         It is not there.
     ConfinementError
-        It is a link that leads out of the run's directory.
+        A link leads out of the run's directory.
+    FormatError
+        It is no regular file: opening a pipe would wait for ever.
     """
     for candidate in (directory / name, directory / (name + IN_PROGRESS)):
         if candidate.exists():
             base = directory.resolve()
-            if not candidate.resolve().is_relative_to(base) and candidate.is_symlink():
-                raise ConfinementError(f"{candidate}: is a link that leads out of the run's directory {base}")
+            if not candidate.resolve().is_relative_to(base):
+                raise ConfinementError(f"{candidate}: a link leads out of the run's directory {base}")
+            if not candidate.is_file():
+                raise FormatError(f"{candidate}: is no regular file")
             return candidate
     raise RunNotFoundError(f"{directory / name}: no such file; the run's other files name it")
+
+
+def open_file(directory: Path, name: str) -> int:
+    """Descriptor of a file of the run, to read.
+
+    Raises
+    ------
+    RunNotFoundError
+        It is not there, or may not be read.
+    """
+    path = find(directory, name)
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise RunNotFoundError(f"{path}: can't be read: {error.strerror}") from error
 
 
 def inside(directory: Path, name: str, source: str) -> str:

@@ -28,14 +28,17 @@ REASONS = {
 }
 
 _pread = types.ExternalFunction("pread", types.intp(types.int32, types.uintp, types.uintp, types.int64))
+_memcpy = types.ExternalFunction("memcpy", types.uintp(types.uintp, types.uintp, types.uintp))
 
 # what `reader` makes: the state of one buffered file
 _FD, _LO, _HI, _END, _AHEAD = 0, 1, 2, 3, 4
 _LEAST = 4096
 _DIRECT = 16384  # a payload of this many bytes does not pass through the buffer
 
-# results of `_locate`
-_AT, _BYTES, _COUNT = 0, 1, 2
+# what `_locate` finds of each field
+_AT, _BYTES = 0, 1
+
+_1, _2, _3, _8 = np.uint64(1), np.uint64(2), np.uint64(3), np.uint64(8)
 
 
 def reader(fd: int, end: int) -> tuple[np.ndarray, np.ndarray]:
@@ -74,12 +77,15 @@ def _need(st, buf, position, size):
 
 @njit(nogil=True, cache=True)
 def _u32(buf, i):
-    return np.int64(buf[i]) | np.int64(buf[i + 1]) << 8 | np.int64(buf[i + 2]) << 16 | np.int64(buf[i + 3]) << 24
+    j = np.uint64(i)  # of a signed index numba asks whether it counts from the end, for each byte
+    low = np.int64(buf[j]) | np.int64(buf[j + _1]) << 8
+    return low | np.int64(buf[j + _2]) << 16 | np.int64(buf[j + _3]) << 24
 
 
 @njit(nogil=True, cache=True)
 def _u16(buf, i):
-    return np.int64(buf[i]) | np.int64(buf[i + 1]) << 8
+    j = np.uint64(i)
+    return np.int64(buf[j]) | np.int64(buf[j + _1]) << 8
 
 
 @njit(nogil=True, cache=True)
@@ -120,7 +126,7 @@ def scan_smalldata(st, buf, position, slots, ranks, sizes, fields, stamps, offse
     """`scan` over smalldata: offsets and lengths are those that ``smdinfo`` gives for the event in the big file."""
     n = 0
     where, damage = np.empty(1, np.int64), np.empty(1, np.uint16)
-    shape, found = np.empty(5, np.int64), np.empty(3, np.int64)
+    shape, found = np.empty(5, np.int64), np.empty((ranks.shape[1], 2), np.int64)
     while True:
         i = _need(st, buf, position, 24)
         if i < 0:
@@ -141,11 +147,12 @@ def scan_smalldata(st, buf, position, slots, ranks, sizes, fields, stamps, offse
             return status, n, at
         if where[0] < 0:
             return CONTENT, n, position
+        if _locate(st, buf, where[0], ranks, sizes, 0, max(fields[0], fields[1]), shape, found) != OK:
+            return CONTENT, n, where[0]
         for k in range(2):
-            status = _locate(st, buf, where[0], ranks[0], sizes[0], fields[k], shape, found)
-            if status != OK or found[_BYTES] != 8:
+            if found[fields[k], _BYTES] != 8:
                 return CONTENT, n, where[0]
-            i = _need(st, buf, found[_AT], 8)
+            i = _need(st, buf, found[fields[k], _AT], 8)
             if i < 0:
                 return CONTENT, n, where[0]
             value = _u32(buf, i) | _u32(buf, i + 4) << 32
@@ -177,6 +184,10 @@ def _walk(st, buf, position, stamp, slots, where, damage):
     end = position + 12 + extent
     if extent < 12 or end > st[_END]:
         return TRUNCATED, position
+    if 12 + extent <= _DIRECT:  # all of it at once: who goes back to its beginning must not find that out of the buffer
+        i = _need(st, buf, position, 12 + extent)
+        if i < 0:
+            return READ, position
     root = _u16(buf, i + 16)
     damage[:] = root  # of an absent contribution the datagram's own damage tells why
     if root & 8:  # Corrupted: the inside is not to be trusted
@@ -208,8 +219,12 @@ def _walk(st, buf, position, stamp, slots, where, damage):
 
 
 @njit(nogil=True, cache=True)
-def _locate(st, buf, position, ranks, sizes, field, shape, found):
-    """Position, bytes and element count of a field in the ShapesData at `position`; its shape into `shape`."""
+def _locate(st, buf, position, ranks, sizes, slot, last, shape, found):
+    """Find the fields up to `last` of the ShapesData at `position`: ``found[field]`` is place and bytes.
+
+    The shape of the last one goes into `shape`. (Rows of `ranks` and `sizes` would be arrays of their own, and
+    to make and count references to them takes longer than all the rest.)
+    """
     i = _need(st, buf, position, 12)
     if i < 0:
         return TRUNCATED if i == -1 else READ
@@ -230,27 +245,26 @@ def _locate(st, buf, position, ranks, sizes, field, shape, found):
         at += extent
     if data < 0:
         return CONTENT
-    for f in range(field + 1):
+    for f in range(last + 1):
         count = np.int64(1)
-        if ranks[f] > 0:
+        if ranks[slot, f] > 0:
             if shapes < 0 or shapes + 20 > shapes_end:
                 return CONTENT
             i = _need(st, buf, shapes, 20)
             if i < 0:
                 return TRUNCATED if i == -1 else READ
-            for d in range(ranks[f]):
+            for d in range(ranks[slot, f]):
                 length = _u32(buf, i + 4 * d)
-                if f == field:
+                if f == last:
                     shape[d] = length
                 count *= length
                 if count > data_end - data:  # also keeps the product from running over
                     return CONTENT
             shapes += 20
-        size = count * sizes[f]
+        size = count * sizes[slot, f]
         if data + size > data_end:
             return CONTENT
-        if f == field:
-            found[_AT], found[_BYTES], found[_COUNT] = data, size, count
+        found[f, _AT], found[f, _BYTES] = data, size
         data += size
     return OK
 
@@ -258,6 +272,8 @@ def _locate(st, buf, position, ranks, sizes, field, shape, found):
 @njit(nogil=True, cache=True)
 def _copy(st, buf, position, size, out, at):
     """Bytes of the file into ``out[at:at + size]``."""
+    if at < 0 or at + size > out.size:
+        return SHAPE
     if position < st[_LO] or position + size > st[_HI]:
         if size >= _DIRECT:
             if position + size > st[_END]:
@@ -266,22 +282,23 @@ def _copy(st, buf, position, size, out, at):
     i = _need(st, buf, position, size)
     if i < 0:
         return TRUNCATED if i == -1 else READ
-    out[at : at + size] = buf[i : i + size]
+    _memcpy(out.ctypes.data + at, buf.ctypes.data + i, size)
     return OK
 
 
 @njit(nogil=True, cache=True)
 def survey(st, buf, offsets, stamps, slots, present, damage):
     """Which contributions are there, and their damage. (rows, slots) arrays; an offset of -1 is an absent datagram."""
-    where = np.empty(present.shape[1], np.int64)
+    where, flaws = np.empty(present.shape[1], np.int64), np.empty(present.shape[1], np.uint16)
     for row in range(offsets.size):
         if offsets[row] < 0:
             continue
-        status, at = _walk(st, buf, offsets[row], stamps[row], slots, where, damage[row])
+        status, at = _walk(st, buf, offsets[row], stamps[row], slots, where, flaws)
         if status != OK:
             return status, row, at
         for s in range(where.size):
             present[row, s] = where[s] >= 0
+            damage[row, s] = flaws[s]
     return OK, -1, -1
 
 
@@ -289,7 +306,7 @@ def survey(st, buf, offsets, stamps, slots, present, damage):
 def survey_shapes(st, buf, offsets, stamps, slots, ranks, sizes, fields, shapes):
     """Shapes of one field, (rows, slots, 5) int64, -1 where absent. ``fields[slot]`` is -1 where a Names lacks it."""
     where, damage = np.empty(fields.size, np.int64), np.empty(fields.size, np.uint16)
-    found = np.empty(3, np.int64)
+    found = np.empty((ranks.shape[1], 2), np.int64)
     for row in range(offsets.size):
         if offsets[row] < 0:
             continue
@@ -300,7 +317,7 @@ def survey_shapes(st, buf, offsets, stamps, slots, ranks, sizes, fields, shapes)
             if where[s] < 0 or fields[s] < 0:
                 continue
             shapes[row, s, :] = 1
-            status = _locate(st, buf, where[s], ranks[s], sizes[s], fields[s], shapes[row, s], found)
+            status = _locate(st, buf, where[s], ranks, sizes, s, fields[s], shapes[row, s], found)
             if status != OK:
                 shapes[row, s, :] = -1
                 return status, row, where[s]
@@ -314,7 +331,7 @@ def read_dense(st, buf, offsets, stamps, slots, ranks, sizes, fields, places, sh
     ``places[slot]`` is the segment's position. `text`: values are NUL-terminated and at most `item` bytes long.
     """
     where, damage = np.empty(fields.size, np.int64), np.empty(fields.size, np.uint16)
-    actual, found = np.empty(5, np.int64), np.empty(3, np.int64)
+    actual, found = np.empty(5, np.int64), np.empty((ranks.shape[1], 2), np.int64)
     flat = out.reshape(out.size)
     for row in range(offsets.size):
         if offsets[row] < 0:
@@ -325,16 +342,16 @@ def read_dense(st, buf, offsets, stamps, slots, ranks, sizes, fields, places, sh
         for s in range(where.size):
             if where[s] < 0 or fields[s] < 0:
                 continue
-            status = _locate(st, buf, where[s], ranks[s], sizes[s], fields[s], actual, found)
+            status = _locate(st, buf, where[s], ranks, sizes, s, fields[s], actual, found)
             if status != OK:
                 return status, row, where[s]
             begin = row * out.shape[1] + places[s] * item
             if text:
-                size = min(found[_BYTES], item)
-                status = _copy(st, buf, found[_AT], size, flat, begin)
+                size = min(found[fields[s], _BYTES], item)
+                status = _copy(st, buf, found[fields[s], _AT], size, flat, begin)
                 if status != OK:
                     return status, row, where[s]
-                ended = found[_BYTES] <= item
+                ended = found[fields[s], _BYTES] <= item
                 for k in range(size):
                     if flat[begin + k] == 0:
                         flat[begin + k : begin + size] = 0
@@ -346,9 +363,9 @@ def read_dense(st, buf, offsets, stamps, slots, ranks, sizes, fields, places, sh
             for d in range(shape.size):
                 if actual[d] != shape[d]:
                     return SHAPE, row, where[s]
-            if found[_BYTES] != item:
+            if found[fields[s], _BYTES] != item:
                 return SHAPE, row, where[s]
-            status = _copy(st, buf, found[_AT], item, flat, begin)
+            status = _copy(st, buf, found[fields[s], _AT], item, flat, begin)
             if status != OK:
                 return status, row, where[s]
     return OK, -1, -1
@@ -358,7 +375,7 @@ def read_dense(st, buf, offsets, stamps, slots, ranks, sizes, fields, places, sh
 def read_ragged(st, buf, offsets, stamps, slots, ranks, sizes, fields, places, starts, ends, out):
     """Values of one field one behind the other: row r, segment s into bytes ``starts[r, s]:ends[r, s]`` of `out`."""
     where, damage = np.empty(fields.size, np.int64), np.empty(fields.size, np.uint16)
-    actual, found = np.empty(5, np.int64), np.empty(3, np.int64)
+    actual, found = np.empty(5, np.int64), np.empty((ranks.shape[1], 2), np.int64)
     for row in range(offsets.size):
         if offsets[row] < 0:
             continue
@@ -368,25 +385,16 @@ def read_ragged(st, buf, offsets, stamps, slots, ranks, sizes, fields, places, s
         for s in range(where.size):
             if where[s] < 0 or fields[s] < 0:
                 continue
-            status = _locate(st, buf, where[s], ranks[s], sizes[s], fields[s], actual, found)
+            status = _locate(st, buf, where[s], ranks, sizes, s, fields[s], actual, found)
             if status != OK:
                 return status, row, where[s]
             p = places[s]
-            if ends[row, p] - starts[row, p] != found[_BYTES]:
+            if ends[row, p] - starts[row, p] != found[fields[s], _BYTES]:
                 return SHAPE, row, where[s]
-            status = _copy(st, buf, found[_AT], found[_BYTES], out, starts[row, p])
+            status = _copy(st, buf, found[fields[s], _AT], found[fields[s], _BYTES], out, starts[row, p])
             if status != OK:
                 return status, row, where[s]
     return OK, -1, -1
-
-
-@njit(nogil=True, cache=True)
-def _payload(st, buf, position, size):
-    """A payload in memory: an array that holds it and where in it, -1 if it can't be read."""
-    if size <= buf.size:
-        return buf, _need(st, buf, position, size)
-    whole = np.empty(size, np.uint8)
-    return whole, (np.int64(0) if _fill(st[_FD], whole.ctypes.data, size, position) else np.int64(-2))
 
 
 @njit(nogil=True, cache=True)
@@ -411,40 +419,76 @@ def _streams(data, i, size, mask, parts):
 
 
 @njit(nogil=True, cache=True)
-def _find_payload(st, buf, position, ranks, sizes, field, header, shape, found, parts):
-    """Locate a digitizer channel and its streams; returns the array that holds them and a status."""
-    parts[:] = 0
-    status = _locate(st, buf, position, ranks, sizes, header, shape, found)
+def _find_payload(st, buf, position, ranks, sizes, slot, field, header, shape, found):
+    """Locate a digitizer channel; its event header's mask and a status."""
+    if header < 0:
+        return 0, CONTENT
+    status = _locate(st, buf, position, ranks, sizes, slot, max(field, header), shape, found)
     if status != OK:
-        return buf, status
-    i = _need(st, buf, found[_AT], 4)
-    if i < 0 or found[_BYTES] < 4:
-        return buf, CONTENT
-    mask = _u32(buf, i) >> 20 & 3
-    status = _locate(st, buf, position, ranks, sizes, field, shape, found)
-    if status != OK or found[_BYTES] == 0:
-        return buf, status
-    if found[_AT] + found[_BYTES] > st[_END]:
-        return buf, TRUNCATED
-    data, i = _payload(st, buf, found[_AT], found[_BYTES])
-    if i < 0:
-        return data, READ
-    return data, _streams(data, i, found[_BYTES], mask, parts)
+        return 0, status
+    i = _need(st, buf, found[header, _AT], 4)
+    if i < 0 or found[header, _BYTES] < 4:
+        return 0, CONTENT
+    if found[field, _AT] + found[field, _BYTES] > st[_END]:
+        return 0, TRUNCATED
+    return _u32(buf, i) >> 20 & 3, OK
+
+
+@njit(nogil=True, cache=True)
+def _windows(data, i, size, mask, lead, starts, lengths, first, parts):
+    """Append a payload's FEX windows from number `first` on; how many there are then, and a status."""
+    status = _streams(data, i, size, mask, parts)
+    n, groups = first, parts[3] // 4
+    if status != OK:
+        return n, status
+    if n + groups + 1 > starts.size:  # no more windows than groups of four
+        return n, FULL
+    at, time, length = np.uint64(parts[2]), 0, 0
+    for _ in range(groups):
+        if data[at + _1] & 0x80:
+            if length:
+                lengths[n] = length
+                n, length = n + 1, 0
+            low = _u32(data, np.int64(at)) & 0x7FFF7FFF
+            high = _u32(data, np.int64(at) + 4) & 0x7FFF7FFF
+            time += (low >> 16) + (low & 0xFFFF) + (high >> 16) + (high & 0xFFFF)
+        else:
+            if not length:
+                starts[n] = time
+            length += 4
+            time += 4
+        at += _8
+    if length:
+        lengths[n] = length
+        n += 1
+    if n > first and lead:
+        starts[first] += lead
+        lengths[first] -= lead
+    return n, OK
+
+
+@njit(nogil=True, cache=True)
+def _large_windows(st, position, size, mask, lead, starts, lengths, first, parts):
+    """`_windows` of a payload that does not fit the buffer."""
+    whole = np.empty(size, np.uint8)
+    if not _fill(st[_FD], whole.ctypes.data, size, position):
+        return first, READ
+    return _windows(whole, 0, size, mask, lead, starts, lengths, first, parts)
 
 
 @njit(nogil=True, cache=True)
 def survey_hsd(
     st, buf, offsets, stamps, slots, ranks, sizes, fields, headers, places, lead, first, counts, flags, starts, lengths
 ):
-    """Count samples and find the FEX windows of digitizer channels.
+    """Measure digitizer channels and find their FEX windows.
 
-    ``counts[row, place]`` becomes (waveform samples, windows); windows are appended to `starts` and `lengths` in the
-    order of rows and *slots*. `lead` samples at the start of the first window are baselines, no signal (format 3.0.0).
+    ``counts[row, place]`` becomes (waveform samples, windows, bytes); windows are appended to `starts` and `lengths` in
+    the order of rows and *slots*. `lead` samples at the start of the first window are baselines, no signal (format 3).
     Starts at row `first`; returns ``(FULL, row, windows)`` where the arrays are full, ``(OK, -1, windows)`` at the end.
     """
     n = 0
     where, damage = np.empty(fields.size, np.int64), np.empty(fields.size, np.uint16)
-    shape, found, parts = np.empty(5, np.int64), np.empty(3, np.int64), np.empty(5, np.int64)
+    shape, found, parts = np.empty(5, np.int64), np.empty((ranks.shape[1], 2), np.int64), np.zeros(5, np.int64)
     for row in range(first, offsets.size):
         if offsets[row] < 0:
             continue
@@ -453,49 +497,76 @@ def survey_hsd(
             return status, row, at
         before = n
         for s in range(where.size):
-            if where[s] < 0 or fields[s] < 0 or headers[s] < 0:
+            if where[s] < 0 or fields[s] < 0:
                 continue
-            data, status = _find_payload(
-                st, buf, where[s], ranks[s], sizes[s], fields[s], headers[s], shape, found, parts
-            )
+            mask, status = _find_payload(st, buf, where[s], ranks, sizes, s, fields[s], headers[s], shape, found)
+            if status != OK:
+                return status, row, where[s]
+            start, size = n, found[fields[s], _BYTES]
+            if not size:
+                continue
+            if size > buf.size:
+                n, status = _large_windows(st, found[fields[s], _AT], size, mask, lead, starts, lengths, start, parts)
+            else:
+                i = _need(st, buf, found[fields[s], _AT], size)
+                if i < 0:
+                    return READ, row, where[s]
+                n, status = _windows(buf, i, size, mask, lead, starts, lengths, start, parts)
+            if status == FULL:
+                return FULL, row, before
             if status != OK:
                 return status, row, where[s]
             counts[row, places[s], 0] = parts[1]
-            flags[row, places[s]] = parts[4]
-            start = n
-            if n + parts[3] // 4 + 1 > starts.size:  # no more windows than groups of four
-                return FULL, row, before
-            i, time, inside = parts[2], 0, False
-            for _ in range(parts[3] // 4):
-                word = _u16(data, i)
-                if word & 0x8000:
-                    time += (
-                        (word & 0x7FFF)
-                        + (_u16(data, i + 2) & 0x7FFF)
-                        + (_u16(data, i + 4) & 0x7FFF)
-                        + (_u16(data, i + 6) & 0x7FFF)
-                    )
-                    inside = False
-                else:
-                    if not inside:
-                        starts[n], lengths[n] = time, 0
-                        n += 1
-                        inside = True
-                    lengths[n - 1] += 4
-                    time += 4
-                i += 8
-            if n > start and lead:
-                starts[start] += lead
-                lengths[start] -= lead
             counts[row, places[s], 1] = n - start
+            counts[row, places[s], 2] = size
+            flags[row, places[s]] = parts[4]
     return OK, -1, n
+
+
+@njit(nogil=True, cache=True)
+def _samples(data, i, size, mask, lead, fex, target, count, parts):
+    """Copy a payload's samples, which must be `count`, to the address `target`: the waveform's, or those of windows."""
+    status = _streams(data, i, size, mask, parts)
+    if status != OK:
+        return status
+    source, left = data.ctypes.data + parts[2 * fex], 2 * count
+    if not fex:
+        if parts[1] != count:
+            return SHAPE
+        _memcpy(target, source, left)
+        return OK
+    groups = parts[3] // 4
+    top, skip, g = np.uint64(parts[2] + 1), 2 * lead, 0
+    while g < groups:
+        if data[top + np.uint64(8 * g)] & 0x80:
+            g += 1
+            continue
+        begin = g
+        while g < groups and not data[top + np.uint64(8 * g)] & 0x80:
+            g += 1
+        piece = 8 * (g - begin) - skip
+        if piece < 0 or piece > left:
+            return SHAPE
+        _memcpy(target, source + 8 * begin + skip, piece)
+        target, left, skip = target + piece, left - piece, 0
+    return SHAPE if left else OK
+
+
+@njit(nogil=True, cache=True)
+def _large_samples(st, position, size, mask, lead, fex, target, count, parts):
+    """`_samples` of a payload that does not fit the buffer."""
+    whole = np.empty(size, np.uint8)
+    if not _fill(st[_FD], whole.ctypes.data, size, position):
+        return READ
+    return _samples(whole, 0, size, mask, lead, fex, target, count, parts)
 
 
 @njit(nogil=True, cache=True)
 def read_hsd(st, buf, offsets, stamps, slots, ranks, sizes, fields, headers, places, lead, fex, begins, ends, out):
     """uint16 samples of waveforms (`fex` 0) or FEX windows (1): row r, place p to ``out[begins[r, p]:ends[r, p]]``."""
     where, damage = np.empty(fields.size, np.int64), np.empty(fields.size, np.uint16)
-    shape, found, parts = np.empty(5, np.int64), np.empty(3, np.int64), np.empty(5, np.int64)
+    shape, found, parts = np.empty(5, np.int64), np.empty((ranks.shape[1], 2), np.int64), np.zeros(5, np.int64)
+    base = out.ctypes.data
     for row in range(offsets.size):
         if offsets[row] < 0:
             continue
@@ -503,37 +574,26 @@ def read_hsd(st, buf, offsets, stamps, slots, ranks, sizes, fields, headers, pla
         if status != OK:
             return status, row, at
         for s in range(where.size):
-            if where[s] < 0 or fields[s] < 0 or headers[s] < 0:
+            if where[s] < 0 or fields[s] < 0:
                 continue
             begin, end = begins[row, places[s]], ends[row, places[s]]
             if begin == end:
                 continue
-            data, status = _find_payload(
-                st, buf, where[s], ranks[s], sizes[s], fields[s], headers[s], shape, found, parts
-            )
+            if not 0 <= begin < end <= out.size:
+                return SHAPE, row, where[s]
+            mask, status = _find_payload(st, buf, where[s], ranks, sizes, s, fields[s], headers[s], shape, found)
             if status != OK:
                 return status, row, where[s]
-            i, words = parts[2 * fex], parts[2 * fex + 1]
-            if not fex:
-                if words != end - begin:
-                    return SHAPE, row, where[s]
-                for k in range(words):
-                    out[begin + k] = _u16(data, i + 2 * k)
-                continue
-            skip, k = lead, begin
-            for _ in range(words // 4):
-                if not data[i + 1] & 0x80:
-                    if skip:
-                        skip -= 4
-                    else:
-                        if k + 4 > end:
-                            return SHAPE, row, where[s]
-                        for j in range(4):
-                            out[k + j] = _u16(data, i + 2 * j)
-                        k += 4
-                i += 8
-            if k != end:
-                return SHAPE, row, where[s]
+            size, target = found[fields[s], _BYTES], base + 2 * begin
+            if size > buf.size:
+                status = _large_samples(st, found[fields[s], _AT], size, mask, lead, fex, target, end - begin, parts)
+            else:
+                i = _need(st, buf, found[fields[s], _AT], size)
+                if i < 0:
+                    return READ, row, where[s]
+                status = _samples(buf, i, size, mask, lead, fex, target, end - begin, parts)
+            if status != OK:
+                return status, row, where[s]
     return OK, -1, -1
 
 
@@ -546,7 +606,7 @@ def check(st, buf, offsets, stamps, slots, ranks, sizes, lasts, present, bits, r
     to `positions`.
     """
     where, damage = np.empty(lasts.size, np.int64), np.empty(lasts.size, np.uint16)
-    shape, found = np.empty(5, np.int64), np.empty(3, np.int64)
+    shape, found = np.empty(5, np.int64), np.empty((ranks.shape[1], 2), np.int64)
     for row in range(offsets.size):
         if offsets[row] < 0:
             continue
@@ -564,6 +624,6 @@ def check(st, buf, offsets, stamps, slots, ranks, sizes, lasts, present, bits, r
                 bits[s, bit] += damage[s] >> bit & 1
             present[s] += 1
             if lasts[s] >= 0:
-                statuses[row] = _locate(st, buf, where[s], ranks[s], sizes[s], lasts[s], shape, found)
+                statuses[row] = _locate(st, buf, where[s], ranks, sizes, s, lasts[s], shape, found)
                 positions[row] = where[s]
     return OK, -1, -1

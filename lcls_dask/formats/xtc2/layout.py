@@ -197,6 +197,11 @@ def parse_names(data: memoryview, xtc: Xtc, where: str) -> Names:
                 f"types go up to {len(DTYPES) - 1}, ranks to {MAX_RANK}, strings have rank 1"
             )
         fields.append(Field(name, type_, rank))
+    for name in (detector, algorithm, *(field.name for field in fields)):
+        if "/" in name or not name.isprintable() or not detector:
+            raise FormatError(f"{where}: the Names at {start} calls something {name!r}, which is no name")
+    if segment >= 1 << 31:
+        raise FormatError(f"{where}: the Names at {start} is of segment {segment} of {detector!r}")
     return Names(
         xtc.src,
         detector,

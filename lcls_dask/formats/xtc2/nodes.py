@@ -15,7 +15,7 @@ from .describe import Column, columns_of, coordinate, event_coordinates, flat, i
 from .detectors import Part
 from .events import Array, Events
 from .probe import Shape, probe
-from .ragged import SAMPLE_INTERVAL, OwnEvents, own_events, survey_digitizer, survey_field
+from .ragged import SAMPLE_INTERVAL, Digitizer, OwnEvents, Ragged, own_events, survey_digitizer, survey_field
 from .slow import Table, settings, slow_names, slow_variables, steps
 
 #: Gives a variable's values for some rows.
@@ -126,10 +126,14 @@ class NodeMaker:
         yield from self._columns(mine, f"{detector}.event", own)
         for part in mine:
             for title, field in part.fields.items():
-                if item_of(part, field, self._shapes[f"{part.name}.{title}"]) is None:
-                    yield from _ragged(self._events, part, title, own)
-                if part.is_hsd and title.startswith("chan"):
-                    yield from _digitizer(self._events, part, title, own)
+                ragged = item_of(part, field, self._shapes[f"{part.name}.{title}"]) is None
+                if title in part.channels:
+                    digitizer = survey_digitizer(self._events, part, title, own)
+                    if ragged:
+                        yield from _ragged(digitizer.payload)
+                    yield from _digitizer(digitizer)
+                elif ragged:
+                    yield from _ragged(survey_field(self._events, part, title, own))
 
     def _pulse_id(self) -> Column | None:
         for part in self._parts.values():
@@ -179,10 +183,10 @@ class NodeMaker:
         return read
 
 
-def _ragged(events: Events, part: Part, title: str, own: OwnEvents) -> Iterator[Entry]:
-    ragged = survey_field(events, part, title, own)
+def _ragged(ragged: Ragged) -> Iterator[Entry]:
+    part, title = ragged.part, ragged.field
     name, field = f"{part.name}.{title}", part.fields[title]
-    rows, elements = own.count * len(part.segments), int(ragged.offset[-1])
+    rows, elements = ragged.offset.size - 1, int(ragged.offset[-1])
     text = f"where each (event, segment) of {name} begins"
     yield flat(f"{name}.offset", f"{name}.row_edge", rows + 1, np.int64, "1", text), _held(ragged.offset)
     text = f"{name}, rows one behind the other"
@@ -193,13 +197,12 @@ def _ragged(events: Events, part: Part, title: str, own: OwnEvents) -> Iterator[
         yield Variable(f"{name}.shape", dims, shape, np.dtype(np.int32), 1 << 20, words), _held(ragged.shapes)
 
 
-def _digitizer(events: Events, part: Part, title: str, own: OwnEvents) -> Iterator[Entry]:
-    d = survey_digitizer(events, part, title, own)
-    channels = [name for name in part.fields if name.startswith("chan")]
-    base = part.name if len(channels) == 1 else f"{part.name}.{title}"
+def _digitizer(d: Digitizer) -> Iterator[Entry]:
+    part, title = d.part, d.field
+    base = part.name if len(part.channels) == 1 else f"{part.name}.{title}"
     wave, win = f"{base}.waveforms", f"{base}.windows"
     rows, samples, windows, inside = (
-        own.count * len(part.segments),
+        d.offset.size - 1,
         int(d.offset[-1]),
         d.starts.size,
         int(d.samples[-1]),

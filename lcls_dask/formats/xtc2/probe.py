@@ -21,6 +21,8 @@ from .events import ByRow, Events, Loop
 from .layout import Names
 
 FIRST, SPREAD = 64, 64
+#: Longer strings are ragged bytes: as text of fixed width they would take their length for every event.
+MOST_CHARACTERS = 4096
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,8 @@ def _shape(events: Events, part: Part, title: str) -> Shape:
         }
     if field.is_string:
         longest = max((shape[0] for shape in seen), default=1)
-        return Shape(characters=max(16, 1 << (longest - 1).bit_length()))
+        characters = max(16, 1 << (longest - 1).bit_length())
+        return Shape(() if characters <= MOST_CHARACTERS else None, characters)
     return Shape(seen.pop() if len(seen) == 1 else None)
 
 

@@ -11,10 +11,11 @@ from typing import IO, Any
 
 import numpy as np
 
+from ...errors import FormatError
 from . import kernels
 from .detectors import Part
 from .events import Array, ByRow, Events, in_blocks
-from .tables import map_file, published
+from .tables import kept, map_file, published
 
 #: Rows of events surveyed at a time by one thread.
 BLOCK = 1 << 14
@@ -114,7 +115,7 @@ def own_events(events: Events, parts: Mapping[str, Part], detector: str) -> OwnE
     for stream in streams:
         if stream not in shared and events.tables.streams[stream].events is None:
             return OwnEvents(total, None)
-    target = events.tables.directory / f"own-{detector}"
+    target = kept(events.tables.directory, f"own-{detector}")
     if not target.is_dir():
         with published(target) as making, (making / "events").open("wb") as out:
             for numbers in in_blocks(total, BLOCK, lambda rows: _present(events, mine, streams, shared, rows)):
@@ -141,7 +142,7 @@ def _present(events: Events, mine: list[Part], streams: list[int], shared: set[i
 
 def survey_field(events: Events, part: Part, field: str, own: OwnEvents) -> Ragged:
     """Find the lengths of a variable-length field."""
-    target = events.tables.directory / f"{part.name}.{field}"
+    target = kept(events.tables.directory, f"{part.name}.{field}")
     rank = part.fields[field].rank
     if not target.is_dir():
         with published(target) as making, (making / "offset").open("wb") as out, (making / "shapes").open("wb") as more:
@@ -209,6 +210,11 @@ class Digitizer:
     def flags(self) -> Array:
         return map_file(self.directory / "flags", "|u1")
 
+    @property
+    def payload(self) -> Ragged:
+        """The channel's bytes as they are."""
+        return Ragged(self.events, self.part, self.field, self.own, self.directory / "payload")
+
     def lengths(self, first: int, last: int) -> Array:
         """Samples in the windows `first` to `last`, int32."""
         return np.asarray(np.diff(self.samples[first : last + 1]), np.int32)
@@ -275,20 +281,23 @@ def lead(part: Part) -> int:
 
 def survey_digitizer(events: Events, part: Part, field: str, own: OwnEvents) -> Digitizer:
     """Find waveforms and FEX windows: their lengths and starts."""
-    target = events.tables.directory / f"{part.name}.{field}.hsd"
+    target = kept(events.tables.directory, f"{part.name}.{field}.hsd")
     if not target.is_dir():
         with published(target) as making:
-            files = {name: (making / name).open("wb") for name in ("offset", "windows", "starts", "samples", "flags")}
+            (making / "payload").mkdir()
+            names = ("offset", "windows", "samples", "payload/offset", "starts", "flags")
+            files = {name: (making / name).open("wb") for name in names}
             try:
-                for name in ("offset", "windows", "samples"):
+                for name in names[:4]:
                     np.zeros(1, np.int64).tofile(files[name])
-                waves = windows = samples = 0
+                waves = windows = samples = size = 0
                 for counts, flags, starts, lengths in in_blocks(
                     own.count, BLOCK, lambda rows: _digitizer_block(events, part, field, own, rows)
                 ):
                     waves = _cumulative(files["offset"], counts[..., 0].ravel(), waves)
                     windows = _cumulative(files["windows"], counts[..., 1].ravel(), windows)
                     samples = _cumulative(files["samples"], lengths, samples)
+                    size = _cumulative(files["payload/offset"], counts[..., 2].ravel(), size)
                     starts.astype("<i4").tofile(files["starts"])
                     flags.tofile(files["flags"])
             finally:
@@ -301,7 +310,7 @@ def _digitizer_block(
     events: Events, part: Part, field: str, own: OwnEvents, rows: slice
 ) -> tuple[Array, Array, Array, Array]:
     size, segments = rows.stop - rows.start, len(part.segments)
-    counts = np.zeros((size, segments, 2), np.int64)
+    counts = np.zeros((size, segments, 3), np.int64)
     flags = np.zeros((size, segments), np.uint8)
     found = []
     for stream in part.streams:
@@ -329,6 +338,10 @@ def _digitizer_block(
             continue
         theirs, their_lengths = (np.concatenate(arrays) for arrays in zip(*windows, strict=True))
         mine = counts[:, places, 1].ravel()
+        if not theirs.size:
+            continue
+        if theirs.size != mine.sum():
+            raise FormatError(f"{events.tables.home}: two streams have readings of the same segment of {part.name}")
         targets = np.repeat(order.reshape(size, segments)[:, places].ravel() - (np.cumsum(mine) - mine), mine)
         targets += np.arange(theirs.size)
         starts[targets], lengths[targets] = theirs, their_lengths

@@ -10,7 +10,7 @@ import numpy as np
 
 from ...errors import FormatError
 from . import kernels
-from .files import IN_PROGRESS, StreamFiles, find, inside
+from .files import IN_PROGRESS, StreamFiles, inside, open_file
 from .layout import (
     BEGIN_RUN,
     CONFIGURE,
@@ -175,8 +175,7 @@ class StreamScanner:
         return writing and not any((self._directory / (name + suffix)).exists() for suffix in ("", IN_PROGRESS))
 
     def _open(self, name: str) -> tuple[int, int]:
-        path = find(self._directory, name)
-        fd = os.open(path, os.O_RDONLY)
+        fd = open_file(self._directory, name)
         size = os.fstat(fd).st_size
         self._sizes[name] = min(size, self._used.get(name, size))
         return fd, self._sizes[name]

@@ -7,12 +7,14 @@ bytes an event and stream where streams agree; ``index.json`` holds the rest.
 
 import atexit
 import json
+import re
 import shutil
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from .layout import BEGIN_RUN
 from .scan import Scan, Section, StreamScanner, Transition
 
 #: Changes whenever what is written below changes, so that old indexes are not read.
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,12 @@ def _temporary(base: str, why: str) -> Path:
         _TEMPORARY.append(Path(tempfile.mkdtemp(prefix="lcls-index-")))
         atexit.register(shutil.rmtree, _TEMPORARY[0], ignore_errors=True)
     return _TEMPORARY[0]
+
+
+def kept(directory: Path, name: str) -> Path:
+    """Where in an index something about a field is kept; its name comes from a file and may be long or odd."""
+    digest = blake2b(name.encode(), digest_size=6).hexdigest()
+    return directory / f"{re.sub(r'[^0-9A-Za-z_.]', '_', name)[:100]}-{digest}"
 
 
 @contextmanager
