@@ -15,7 +15,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="'all', or some of those listed without one")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: whether it works, not how fast")
-    parser.add_argument("--full", action="store_true", help="the largest sizes: an index of 10^8 events, 30 GB of disk")
+    parser.add_argument("--full", action="store_true", help="the largest sizes: an index of 10^8 events, 20 GB of disk")
     parser.add_argument("--dir", type=Path, help="where to make files, which are removed afterwards (default: $TMPDIR)")
     parser.add_argument("--repeats", type=int, help="how often each contender runs (default 5, with --quick 2)")
     options = parser.parse_args()

@@ -10,6 +10,7 @@
     ├── SnapshotError         LookupError        the snapshot is not (or no longer) what the files hold
     ├── SelectionError        KeyError           no such detector, variable or event
     ├── FormatError           ValueError         a file is damaged or is not what its name says
+    ├── AccessError           PermissionError    this user may not read the run
     ├── ConfinementError      PermissionError    a file points out of its run's directory
     ├── TargetExistsError     FileExistsError    what shall be written is there already
     ├── SimulationError       ValueError         what was asked for cannot be simulated
@@ -54,6 +55,10 @@ class SelectionError(LclsError, KeyError):
 
 class FormatError(LclsError, ValueError):
     """A file is damaged or is not what its name says."""
+
+
+class AccessError(LclsError, PermissionError):
+    """This user may not read the run."""
 
 
 class ConfinementError(LclsError, PermissionError):

@@ -226,7 +226,9 @@ def fuzz(count: int, first: int = 0) -> Counter[str]:
             place = Path(folder) / "case"
             place.mkdir()
             for seed in range(first, first + count):
-                faulthandler.dump_traceback_later(60, exit=True, file=sys.__stderr__)  # compiled loops can't be interrupted otherwise
+                faulthandler.dump_traceback_later(
+                    60, exit=True, file=sys.__stderr__
+                )  # compiled loops can't be interrupted otherwise
                 outcomes[attempt(seed, place)] += 1
     finally:
         faulthandler.cancel_dump_traceback_later()

@@ -5,7 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
-import time
+from collections import OrderedDict
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from xtc2_runs import CHUNK, Array, energies, full_run, gmd, read, read_all, sam
 
 import lcls_dask
 from lcls_dask.errors import LclsError, LiveRunError, RunNotFoundError, SnapshotError
-from lcls_dask.formats import SourceRef, open_source, reopen
+from lcls_dask.formats import SourceRef, discover, open_source, reopen
 from lcls_dask.formats.xtc2.layout import END_RUN
 from lcls_dask.formats.xtc2.scan import StreamScanner
 from lcls_dask.formats.xtc2.writer import StreamWriter
@@ -108,18 +108,25 @@ def test_grown_file_without_end(tmp_path: Path) -> None:
     w.close()
 
 
-def test_directory_written_to_just_now_is_live(tmp_path: Path) -> None:
-    """Of a directory nobody sees that its files have grown: without an end, it has to be quiet for a while."""
+def test_directory_without_an_end(tmp_path: Path) -> None:
+    """Of a directory xarray does not see that files have grown, however long they were quiet: it must be pinned."""
     w = simple_run(tmp_path, end=False)
-    with pytest.raises(LiveRunError):
-        opened(tmp_path)
+    assert lcls_dask.open_run(tmp_path).state == "live"
     with dask.config.set({"lcls.quiet-after": 0.0}):
         assert lcls_dask.open_run(tmp_path).state == "cut"
-    long_ago = time.time() - 3600
-    os.utime(w.path, (long_ago, long_ago))
-    assert lcls_dask.open_run(tmp_path).state == "cut"
-    assert float(opened(tmp_path).mean()) == 3.5
+    os.utime(w.path, (1, 1))
+    before = lcls_dask.open_run(tmp_path)
+    assert before.state == "cut"
+    with pytest.raises(LiveRunError, match=before.snapshot):
+        opened(tmp_path)
+    held = opened(tmp_path, snapshot=before.snapshot).persist()
+    assert float(held.mean()) == 3.5
+    grow(w)  # after a pause, the beam is back
+    os.utime(w.path, (1, 1))
     w.close()
+    after = lcls_dask.open_run(tmp_path)
+    assert float(opened(tmp_path, snapshot=after.snapshot).mean()) == 5.5
+    assert float(held.mean()) == 3.5
 
 
 def test_pinned_snapshot_after_growth(growing: StreamWriter) -> None:
@@ -160,6 +167,7 @@ def test_reference_needs_no_cache(growing: StreamWriter, tmp_path: Path, monkeyp
     assert done.returncode == 0, done.stderr
     assert done.stdout.split(maxsplit=1) == [ref.snapshot, f"{[float(i) for i in range(8)]}\n"]
     monkeypatch.setenv("LCLS_INDEX_CACHE", str(tmp_path / "another"))
+    monkeypatch.setattr(discover, "_OPEN", OrderedDict())  # what this process has open it need not look for
     with pytest.raises(SnapshotError, match="open it again"):  # the name alone does not tell how much it was
         open_source(ref.path, snapshot=ref.snapshot)
 
@@ -400,11 +408,12 @@ def test_wrong_snapshot(tmp_path: Path, wrong: str) -> None:
     assert open_source(tmp_path).index.events == 8
 
 
-def test_reference_of_a_replaced_file(tmp_path: Path) -> None:
+def test_reference_of_a_replaced_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     w = simple_run(tmp_path, range(8))
     ref = open_source(w.path).ref
     w.path.unlink()
     simple_run(tmp_path, range(20, 28))
+    monkeypatch.setattr(discover, "_OPEN", OrderedDict())
     with pytest.raises(LclsError, match=r"snapshot|replaced"):
         open_source(ref.path, ref.run, ref.snapshot, ref.used)
     cut = SourceRef(ref.path, ref.run, ref.snapshot, tuple((name, size + 10**6) for name, size in ref.used))

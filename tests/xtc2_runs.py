@@ -53,11 +53,21 @@ def image_of(i: int, shape: tuple[int, int] = (4, 6)) -> Array:
 
 
 def simple_run(
-    path: Path, events: Iterable[int] = range(8), *, run: int = 1, stream: int = 0, end: bool = True, **more: Any
+    path: Path,
+    events: Iterable[int] = range(8),
+    *,
+    run: int = 1,
+    stream: int = 0,
+    end: bool = True,
+    silent: tuple[Any, ...] = (),
+    **more: Any,
 ) -> StreamWriter:
-    """One stream whose only value is ``gmd.raw.energy``, the event's number; closed unless it goes on."""
+    """One stream whose only value is ``gmd.raw.energy``, the event's number; closed unless it goes on.
+
+    Detectors in `silent` are configured, but have no readings.
+    """
     w = StreamWriter(path, "tmosim01", run, stream, **({"smalldata": False} | more))
-    w.configure(ts(0) - 2, [GMD, CAM, INFO, CHUNK])
+    w.configure(ts(0) - 2, [GMD, *silent, INFO, CHUNK])
     w.begin_run(ts(0) - 1, names=INFO)
     for i in events:
         w.event(ts(i), gmd(float(i)))

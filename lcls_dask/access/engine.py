@@ -10,10 +10,10 @@ from xarray.backends import BackendArray, BackendEntrypoint
 from xarray.core import indexing
 
 from ..errors import LiveRunError
-from ..formats import RunSource, SourceRef, reopen
+from ..formats import RunSource, SourceRef, may_grow, reopen
 from ..model import Variable
 from ..stores.metadata import dataset_attrs, variable_attrs
-from ..uri import is_uri
+from ..uri import is_uri, parse_uri
 from .chunking import block_length
 from .resolve import looks_like_run, open_at
 
@@ -143,9 +143,9 @@ class LclsBackendEntrypoint(BackendEntrypoint):
     ) -> dict[str, xr.Dataset]:
         """Every node of a run, by path."""
         source = pinned_source(filename_or_obj, run, snapshot)
-        paths = [path for path in source.index.nodes if group is None or path == "/" + group.strip("/")]
-        datasets = {path: node_dataset(source, path, _names(drop_variables)) for path in paths}
-        return datasets if group is None else {"/": datasets[paths[0]]}
+        if group is not None:
+            return {"/": node_dataset(source, "/" + group.strip("/"), _names(drop_variables))}
+        return {path: node_dataset(source, path, _names(drop_variables)) for path in source.index.nodes}
 
     def open_datatree(  # type: ignore[override]
         self,
@@ -174,8 +174,8 @@ def _names(drop: str | Iterable[str] | None) -> tuple[str, ...]:
 def pinned_source(uri_or_path: str | os.PathLike[Any], run: int | None, snapshot: str | None) -> RunSource:
     """A source that no later opening under the same name can be confused with.
 
-    xarray names Dask keys by the path and the keywords alone: an unfinished run, opened again after it has grown, would
-    give the old results. So it must be pinned.
+    xarray names Dask keys by the path, a file's time of writing and the keywords alone: a directory or URI whose run
+    has no end, opened again after it has grown, would give the old results. So it must be pinned.
 
     Raises
     ------
@@ -185,10 +185,11 @@ def pinned_source(uri_or_path: str | os.PathLike[Any], run: int | None, snapshot
     text = os.fspath(uri_or_path)
     source = open_at(text, run, snapshot)
     index = source.index
-    if index.state == "live" and snapshot is None and "@" not in (text if is_uri(text) else ""):
+    pinned = snapshot is not None or (is_uri(text) and parse_uri(text).snapshot is not None)
+    if not pinned and may_grow(source):
         call = f"xr.open_dataset({text!r}, engine='lcls', snapshot={index.snapshot!r})"
         raise LiveRunError(
-            f"{text}: run {index.run} of {index.experiment} is still being written; pin what is there now: {call}, "
-            "or use lcls_dask.open_run, which does"
+            f"{text}: run {index.run} of {index.experiment} has no end and may still be written; pin what is there "
+            f"now: {call}, or use lcls_dask.open_run, which does"
         )
     return source

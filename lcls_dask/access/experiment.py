@@ -42,6 +42,9 @@ class Experiment:
         """The directory."""
         return self._path
 
+    def __repr__(self) -> str:
+        return f"<lcls_dask.Experiment {self._path}, {len(self.runs())} runs>"
+
     def runs(self) -> list[int]:
         """Numbers of the runs that are there now, ascending."""
         return list(find_runs(self._path))
@@ -66,7 +69,7 @@ class Experiment:
         """
         import pandas as pd
 
-        rows = [self._row(number) for number in self.runs()]
+        rows = [self._row(number, path) for number, path in find_runs(self._path).items()]
         names = ["run", "start", "events", "detectors", "scan", "state", "problem"]
         table = pd.DataFrame(rows, columns=pd.Index(names)).set_index("run")
         notes = self._path / NOTES
@@ -81,9 +84,9 @@ class Experiment:
             table = table.join(own.rename(columns={name: f"{name}_noted" for name in own if name in table}))
         return table
 
-    def _row(self, number: int) -> dict[str, Any]:
+    def _row(self, number: int, path: Path) -> dict[str, Any]:
         try:
-            run = self[number]
+            run = open_run(path, run=number)
             span = run.span()
             steps = run.index.nodes["/steps"].variables if "/steps" in run.index.nodes else {}
             scanned = [name for name in steps if name not in ("timestamp", "time")]
@@ -131,7 +134,10 @@ def open_experiment(uri_or_path: str | os.PathLike[Any]) -> Experiment:
     text = os.fspath(uri_or_path)
     if is_uri(text):
         return Experiment(experiment_directory(parse_uri(text).experiment))
-    path = Path(text).expanduser()
-    if not path.is_dir():
+    try:
+        path = Path(text).expanduser().absolute()
+    except RuntimeError as error:
+        raise UriError(f"{text!r}: {error}") from error
+    if not text or not path.is_dir():
         raise RunNotFoundError(f"{path}: no such directory")
     return Experiment(path)

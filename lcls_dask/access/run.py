@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import SelectionError
-from ..formats import RunSource
+from ..formats import RunSource, SourceRef, reopen
 from ..model import Detector, Finding, RunIndex
+from ..uri import is_uri
 from .resolve import open_at
 
 if TYPE_CHECKING:
@@ -215,6 +216,9 @@ class Run:
 
         return run_text(self.index, self.span(), self.steps)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (self._source.ref, self._location)
+
     def __repr__(self) -> str:
         return f"<lcls_dask.Run {self.experiment} r{self.number:04d}, {self.events} events, {self.state}>"
 
@@ -244,7 +248,7 @@ class Run:
     def _positions(self, events: Any, whole: "xr.Dataset", dim: str) -> Any:
         if isinstance(events, slice):
             return events
-        wanted = np.asarray(events)
+        wanted = np.atleast_1d(np.asarray(events))
         count = whole.sizes[dim]
         if not wanted.size and wanted.dtype.kind != "b":
             return np.empty(0, np.int64)
@@ -269,6 +273,10 @@ class Run:
         if wrong.size:
             raise SelectionError(f"event {wrong.ravel()[0]} was asked for, the run has {count}")
         return wanted
+
+
+def _reopen(ref: SourceRef, location: str) -> Run:
+    return Run(reopen(ref), location)
 
 
 def open_run(uri_or_path: str | os.PathLike[Any], run: int | None = None, snapshot: str | None = None) -> Run:
@@ -298,4 +306,5 @@ def open_run(uri_or_path: str | os.PathLike[Any], run: int | None = None, snapsh
     <lcls_dask.Run rixsim01 r0001, 20 events, ended>
     """
     text = os.fspath(uri_or_path)
-    return Run(open_at(text, run, snapshot), text)
+    source = open_at(text, run, snapshot)
+    return Run(source, text if is_uri(text) else source.ref.path)

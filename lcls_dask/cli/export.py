@@ -11,7 +11,7 @@ from .output import as_json, print_json, run_argument
 COMPRESSIONS = ("auto", "blosc", "zstd", "gzip", "none")
 
 
-class _Range(click.ParamType[slice]):
+class _Range(click.ParamType):  # type: ignore[type-arg]  # subscriptable only from click 8.4 on
     """Events as in Python, ``first:behind the last``."""
 
     name = "first:stop"

@@ -1,16 +1,19 @@
 """From a path to the format that reads it."""
 
+import errno
 import re
 import threading
 from collections import OrderedDict
 from pathlib import Path
 
 from .. import config
-from ..errors import FormatError, LclsError, RunNotFoundError, UriError
+from ..errors import AccessError, FormatError, LclsError, RunNotFoundError, UriError
 from .source import RunSource, SourceRef
-from .xtc2.files import NAME, is_xtc2, runs_in
+from .xtc2.files import is_xtc2, runs_in
 
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
+#: The run number in the name of a directory, store or HDF5 file: r0014, run14, xpptut15-r0014.h5.
+_NUMBER = re.compile(r"(?:^|[-_])(?:r|run_?)(\d{1,6})(?=$|[-_.])", re.IGNORECASE)
 _HDF5_SUFFIXES = (".h5", ".hdf5", ".cxi", ".nc", ".nxs")
 
 # Opened sources of this process: workers open the same run for every task. A few, as each holds files open.
@@ -84,7 +87,17 @@ def open_source(
     text = str(path)
     if "\0" in text:
         raise UriError(f"{text!r} is no path")
-    return _open(SourceRef(str(Path(text).expanduser().absolute()), run, snapshot, used))
+    try:
+        path = str(Path(text).expanduser().absolute()) if text else ""
+    except RuntimeError as error:
+        raise UriError(f"{text!r}: {error}") from error
+    if not path:
+        raise UriError("an empty path names no run")
+    with _LOCK:  # what is pinned does not change: it need not be looked for again
+        for ref, source in _OPEN.items():
+            if snapshot and (ref.path, ref.snapshot) == (path, snapshot) and run in (None, ref.run):
+                return source
+    return _open(SourceRef(path, run, snapshot, used))
 
 
 def reopen(ref: SourceRef) -> RunSource:
@@ -116,8 +129,12 @@ def _open(ref: SourceRef) -> RunSource:
 def _read(ref: SourceRef) -> RunSource:
     try:
         return _read_as(format_of(Path(ref.path)), ref)
+    except LclsError:
+        raise
+    except PermissionError as error:
+        raise AccessError(f"{str(error.filename or ref.path)[:300]}: may not be read: {error.strerror}") from error
     except OSError as error:
-        if isinstance(error, LclsError):
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP):
             raise
         raise RunNotFoundError(f"{str(error.filename or ref.path)[:300]}: can't be read: {error.strerror}") from error
 
@@ -134,6 +151,21 @@ def _read_as(kind: str, ref: SourceRef) -> RunSource:
     from .zarr import open_zarr
 
     return open_zarr(ref)
+
+
+def may_grow(source: RunSource) -> bool:
+    """Whether opening the same path again may give more than this source holds.
+
+    Of a single file that is not marked as being written, xarray itself notices when it was written to.
+
+    Examples
+    --------
+    >>> may_grow(open_source(run_path))
+    False
+    """
+    path = Path(source.ref.path)
+    directory_of_streams = path.is_dir() and not (path / "zarr.json").exists()
+    return source.index.state == "live" or (source.index.state == "cut" and directory_of_streams)
 
 
 def find_runs(directory: str | Path) -> dict[int, Path]:
@@ -163,23 +195,28 @@ def find_runs(directory: str | Path) -> dict[int, Path]:
             for _, listed in runs_in(place):
                 found.setdefault(listed, place)
     for entry in sorted(base.iterdir()):
-        number = _number(entry)
-        if number is not None:
+        named = _NUMBER.search(entry.name)
+        try:
+            numbers = _numbers(entry, int(named[1]) if named else None)
+        except PermissionError:  # a run that may not be read is there all the same; opening it says so
+            numbers = [int(named[1])] if named else []
+        for number in numbers:
             found.setdefault(number, entry)
-        elif entry.is_dir() and entry.name not in ("xtc", "smalldata"):
-            for _, inner in runs_in(entry):
-                found.setdefault(inner, entry)
     return dict(sorted(found.items()))
 
 
-def _number(entry: Path) -> int | None:
-    """The run number that a directory, store or HDF5 file has in its name: r0014, run14, xpptut15-r0014.h5."""
-    if entry.is_dir() and not (entry / "zarr.json").exists() and not runs_in(entry):
-        return None
-    if entry.is_file() and (entry.suffix not in _HDF5_SUFFIXES or NAME.fullmatch(entry.name)):
-        return None
-    match = re.search(r"(?:^|[-_])(?:r|run_?)(\d{1,6})(?=$|[-_.])", entry.name, re.IGNORECASE)
-    return int(match[1]) if match else None
+def _numbers(entry: Path, named: int | None) -> list[int]:
+    """Runs that an entry of an experiment's directory holds; `named` is the number in its name."""
+    if entry.is_dir():
+        if entry.name in ("xtc", "smalldata"):
+            return []
+        inside = [number for _, number in runs_in(entry)]
+        if named is not None and (inside or (entry / "zarr.json").exists()):
+            return [named]
+        return inside
+    if entry.suffix in _HDF5_SUFFIXES and named is not None:
+        return [named]
+    return []
 
 
 def experiment_directory(experiment: str) -> Path:

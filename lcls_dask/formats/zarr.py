@@ -119,7 +119,13 @@ class ZarrSource:
             for name, own in about["detectors"].items()
         }
         return RunIndex(
-            str(run["experiment"]), int(run["run"]), str(run["state"]), str(run["snapshot"]), nodes, detectors
+            str(run["experiment"]),
+            int(run["run"]),
+            str(run["state"]),
+            str(run["snapshot"]),
+            nodes,
+            detectors,
+            nodes["/"].attrs,
         )
 
     def _variable(self, path: str, name: str) -> Variable:

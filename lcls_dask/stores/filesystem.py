@@ -207,8 +207,8 @@ class LclsFileSystem(AsyncFileSystem):  # type: ignore[misc]
             if uri is None
             else RunUri(uri.experiment, uri.run, index.snapshot)
         )
-        if snapshot is None and index.state == "live":
-            raise LiveRunError(f"{path} is still being written; open one moment of it: {pinned}")
+        if snapshot is None and (index.state == "live" or (uri is not None and index.state == "cut")):
+            raise LiveRunError(f"{path} has no end and may still be written; open one moment of it: {pinned}")
         with self._lock:
             if self._snapshots.setdefault(wanted, index.snapshot) != index.snapshot:
                 raise SnapshotError(

@@ -11,11 +11,22 @@ from .detectors import Part
 from .layout import Field
 from .probe import Shape
 
-#: Units of fields whose names tell them; everything else counts in ADU or is a plain number.
-UNITS = {
-    "raw": "ADU", "calib": "ADU", "timestamp": "1", "pulseId": "1", "energy": "mJ", "milliJoulesPerPulse": "mJ",
-    "eventcodes": "1", "frame_cnt": "1", "times": "s",
-}  # fmt: skip
+#: Of fields that neither the configuration nor their names give units: saying "1" would claim that they have none.
+UNKNOWN = "unknown"
+#: Fields whose names tell their units, and fields that only count or name something.
+UNITS = {"milliJoulesPerPulse": "mJ"} | dict.fromkeys(
+    ("timestamp", "timeStamp", "pulseId", "frame_cnt", "eventHeader", "eventcodes", "sequenceValues", "inhibitCounts"),
+    "1",
+)
+
+
+def units_of(part: Part, field: Field) -> str:
+    """Units of a field's values, or `UNKNOWN`."""
+    if field.is_string or field.enum:
+        return "1"
+    if part.is_area and field.rank >= 2:
+        return "ADU"
+    return UNITS.get(field.title, UNKNOWN)
 
 
 def item_of(part: Part, field: Field, shape: Shape) -> tuple[tuple[str, ...], tuple[int, ...], np.dtype[Any]] | None:
@@ -138,7 +149,7 @@ def segments_of(part: Part) -> Variable:
 def attributes(part: Part, title: str, shape: Shape) -> dict[str, Any]:
     """Attributes of a field."""
     told: dict[str, Any] = {
-        "units": UNITS.get(title, "1"),
+        "units": units_of(part, part.fields[title]),
         "long_name": f"{part.detector} {part.algorithm} {title}",
         "detector": part.detector,
         "kind": part.kind,

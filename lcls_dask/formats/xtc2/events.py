@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +23,9 @@ Result = TypeVar("Result")
 #: One of `kernels`: it returns a status, the row that it concerns, and a position in the file.
 Loop = Callable[..., tuple[int, int, int]]
 
+#: Files that one run keeps open.
+MOST_OPEN = 48
+
 _OFFSET = (1 << CHUNK_SHIFT) - 1
 
 
@@ -33,36 +36,45 @@ class ByRow:
     values: Array
 
 
+class _File:
+    """An open file, closed with its last user: no loop reads from a number that means another file by then."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # when Python ends, `os` may go first
+        close(self.fd)
+
+
 class Events:
     """The files of a run, opened when they are needed, and the loops over their events."""
 
     def __init__(self, tables: RunTables) -> None:
         self.tables = tables
         self._sizes = dict(tables.used)
-        self._open: dict[str, int] = {}
+        self._open: OrderedDict[str, _File] = OrderedDict()
         self._lock = threading.Lock()
         self.configurations: list[Configuration] = [self._configuration(stream) for stream in tables.streams]
 
     def close(self) -> None:
         """Close the files; they are opened again when needed."""
         with self._lock:
-            while self._open:
-                os.close(self._open.popitem()[1])
+            self._open.clear()
 
-    def __del__(self) -> None:
-        self.close()
-
-    def fd(self, name: str) -> int:
-        """Descriptor of a file of the run."""
+    def _file(self, name: str) -> "_File":
+        """A file of the run; it stays open as long as somebody holds it."""
         with self._lock:
             if name not in self._open:
-                self._open[name] = open_file(self.tables.home, name)
+                self._open[name] = _File(open_file(self.tables.home, name))
+            self._open.move_to_end(name)
+            while len(self._open) > MOST_OPEN:
+                self._open.popitem(last=False)
             return self._open[name]
 
     def transition(self, stream: StreamTable, place: Transition) -> tuple[bytes, Dgram, str]:
         """A whole transition, its header, and the name of its file."""
         name = stream.files[place.file]
-        data = read_exactly(self.fd(name), place.end - place.offset, place.offset, name)
+        data = read_exactly(self._file(name).fd, place.end - place.offset, place.offset, name)
         dgram = dgram_at(data, 0, name, place.offset)
         if dgram.timestamp != place.timestamp or dgram.end != place.end:
             raise FormatError(f"{name}: byte {place.offset} is no longer what the index says; was the file replaced?")
@@ -111,7 +123,8 @@ class Events:
         offsets = np.where(there, places & _OFFSET, -1)
         for first, last, chunk in _spans(np.where(there, places >> CHUNK_SHIFT, -1)):
             name, part = table.files[chunk], slice(first, last)
-            st, buf = kernels.reader(self.fd(name), self._sizes[name])
+            file = self._file(name)
+            st, buf = kernels.reader(file.fd, self._sizes[name])
             theirs = (a.values[part] if isinstance(a, ByRow) else a for a in arguments)
             status, row, at = loop(st, buf, offsets[part], stamps[part], *theirs)
             if status != kernels.OK:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...errors import ConfinementError, FormatError, RunNotFoundError, SeveralRunsError
+from ...errors import AccessError, ConfinementError, FormatError, RunNotFoundError, SeveralRunsError
 
 IN_PROGRESS = ".inprogress"
 NAME = re.compile(r"(?P<experiment>\w+)-r(?P<run>\d+)-s(?P<stream>\d+)-c(?P<chunk>\d+)\.xtc2")
@@ -70,13 +70,15 @@ def open_file(directory: Path, name: str) -> int:
     Raises
     ------
     RunNotFoundError
-        It is not there, or may not be read.
+        It is not there.
+    AccessError
+        It may not be read.
     """
     path = find(directory, name)
     try:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise RunNotFoundError(f"{path}: can't be read: {error.strerror}") from error
+    except PermissionError as error:
+        raise AccessError(f"{path}: may not be read: {error.strerror}") from error
 
 
 def inside(directory: Path, name: str, source: str) -> str:

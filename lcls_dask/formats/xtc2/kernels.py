@@ -514,6 +514,10 @@ def survey_hsd(
                 n, status = _windows(buf, i, size, mask, lead, starts, lengths, start, parts)
             if status == FULL:
                 return FULL, row, before
+            if status == HSD:  # one malformed payload is no reason to give none: it counts as empty, and is flagged
+                n = start
+                flags[row, places[s]] = 128
+                continue
             if status != OK:
                 return status, row, where[s]
             counts[row, places[s], 0] = parts[1]

@@ -1,5 +1,6 @@
 """The nodes of a run: each variable with the way to its values."""
 
+import json
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -11,7 +12,7 @@ import numpy as np
 from ...model import Node, Variable, time_of
 from ..source import Rows
 from .dense import read_field, read_readings
-from .describe import Column, columns_of, coordinate, event_coordinates, flat, item_of, segments_of
+from .describe import UNKNOWN, Column, columns_of, coordinate, event_coordinates, flat, item_of, segments_of
 from .detectors import Part
 from .events import Array, Events
 from .probe import Shape, probe
@@ -26,43 +27,48 @@ Entry = tuple[Variable, Reader]
 MOST_IN_ATTRIBUTE = 256
 
 
+class _Found(Mapping[str, Variable]):
+    """Variables that are found when they are first asked for, which may take reading payload headers."""
+
+    def __init__(self, entries: Callable[[], Iterable[Entry]]) -> None:
+        self._entries, self._lock = entries, threading.Lock()
+        self._found: dict[str, Entry] | None = None
+
+    def entries(self) -> Mapping[str, Entry]:
+        with self._lock:  # threads that ask at once wait for the one survey
+            if self._found is None:
+                self._found = {variable.name: (variable, reader) for variable, reader in self._entries()}
+            return self._found
+
+    def __getitem__(self, name: str) -> Variable:
+        return self.entries()[name][0]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.entries())
+
+    def __len__(self) -> int:
+        return len(self.entries())
+
+
 class Readable:
-    """A node and the way to each of its variables, which are found when they are first asked for.
+    """A node and the way to each of its variables.
 
     Parameters
     ----------
     path : str
     attrs : mapping
     entries : callable
-        Gives the variables and their readers; it may read payload headers.
+        Gives the variables and their readers; it is called once, when they are first asked for.
     """
 
     def __init__(self, path: str, attrs: Mapping[str, Any], entries: Callable[[], Iterable[Entry]]) -> None:
-        self._entries, self._lock = entries, threading.Lock()
-        self._found: dict[str, Entry] | None = None
-        self.node = Node(path, _Variables(self), attrs)
+        self._variables = _Found(entries)
+        self.node = Node(path, self._variables, attrs)
 
     @property
     def found(self) -> Mapping[str, Entry]:
         """Every variable with its reader, by name."""
-        with self._lock:  # threads that ask at once wait for the one survey
-            if self._found is None:
-                self._found = {variable.name: (variable, reader) for variable, reader in self._entries()}
-            return self._found
-
-
-class _Variables(Mapping[str, Variable]):
-    def __init__(self, readable: Readable) -> None:
-        self._readable = readable
-
-    def __getitem__(self, name: str) -> Variable:
-        return self._readable.found[name][0]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._readable.found)
-
-    def __len__(self) -> int:
-        return len(self._readable.found)
+        return self._variables.entries()
 
 
 class NodeMaker:
@@ -87,7 +93,8 @@ class NodeMaker:
         return slow_variables(self._events)
 
     @cached_property
-    def _shapes(self) -> Mapping[str, Shape]:
+    def shapes(self) -> Mapping[str, Shape]:
+        """What the run's events tell of each field."""
         return probe(self._events, self._parts)
 
     @cached_property
@@ -109,7 +116,7 @@ class NodeMaker:
         small, large = _configuration(settings(self._events, detector).get(detector, {}))
         part = next(part for part in self._parts.values() if part.detector == detector)
         serial = next(iter(part.streams.values()))[0].serial
-        more = {"detector": detector, "kind": part.kind, "serial": serial, "configuration": small}
+        more = {"detector": detector, "kind": part.kind, "serial": serial, **small}
         return Readable(path, {**attrs, **more}, lambda: (*self._detector(detector), *_held_arrays(detector, large)))
 
     def _root(self) -> Iterator[Entry]:
@@ -126,7 +133,7 @@ class NodeMaker:
         yield from self._columns(mine, f"{detector}.event", own)
         for part in mine:
             for title, field in part.fields.items():
-                ragged = item_of(part, field, self._shapes[f"{part.name}.{title}"]) is None
+                ragged = item_of(part, field, self.shapes[f"{part.name}.{title}"]) is None
                 if title in part.channels:
                     digitizer = survey_digitizer(self._events, part, title, own)
                     if ragged:
@@ -139,7 +146,7 @@ class NodeMaker:
         for part in self._parts.values():
             for title, field in part.fields.items():
                 if title.lower() in ("pulseid", "pulse_id") and not field.rank:
-                    _, columns = columns_of([part], self._shapes, 0, "event")
+                    _, columns = columns_of([part], self.shapes, 0, "event")
                     return next(column for column in columns if column.field == title)
         return None
 
@@ -154,7 +161,7 @@ class NodeMaker:
         if begins.size:
             readers["step"] = lambda rows: np.asarray(np.searchsorted(begins, of(rows), "right") - 1, np.int32)
         if pulse:
-            shape = self._shapes[f"{pulse.part.name}.{pulse.field}"]
+            shape = self.shapes[f"{pulse.part.name}.{pulse.field}"]
             field = partial(read_field, self._events, pulse.part, pulse.field, shape)
             readers["pulse_id"] = lambda rows: field(rows)[:, 0].astype(np.uint64)
         variables = event_coordinates(own.count, dim)
@@ -162,7 +169,7 @@ class NodeMaker:
             yield variables[name], reader
 
     def _columns(self, parts: Iterable[Part], dim: str, own: OwnEvents) -> Iterator[Entry]:
-        segments, columns = columns_of(parts, self._shapes, own.count, dim)
+        segments, columns = columns_of(parts, self.shapes, own.count, dim)
         for part, variable in segments:
             yield variable, _held(np.array(part.segments, np.int32))
         for column in columns:
@@ -176,7 +183,7 @@ class NodeMaker:
             if column.mask:
                 values = read_readings(self._events, part, mine)[column.mask == "damage"]
             else:
-                shape = self._shapes[f"{part.name}.{column.field}"]
+                shape = self.shapes[f"{part.name}.{column.field}"]
                 values = read_field(self._events, part, column.field, shape, mine)
             return values.reshape(len(values), *item)
 
@@ -225,7 +232,7 @@ def _digitizer(d: Digitizer) -> Iterator[Entry]:
         (f"{win}.samples", f"{win}.sample", inside, "u2", "ADU", "samples of the FEX windows",
          _ranged(d.window_samples)),
         (f"{base}.stream_flags", f"{base}.row", rows, "u1", "1",
-         "bits 0-2 raw, 3-5 FEX: out of range, unlocked, overflow", _held(d.flags)),
+         "bits 0-2 raw, 3-5 FEX: out of range, unlocked, overflow; 7: malformed, no samples given", _held(d.flags)),
     )  # fmt: skip
     for *described, reader in columns:
         variable = flat(*described)
@@ -242,14 +249,14 @@ def _slow(path: str, dim: str, table: Table, told: Mapping[str, Mapping[str, str
         unique = name if name not in times else f"{path[1:]}.{name}"
         about = told.get(name, {})
         later: dict[str, Any] = {} if table.seen[name].all() else {"first_seen": int(np.argmax(table.seen[name]))}
-        known = {"units": "1", "long_name": about.get("description") or name, **about, **later}
+        known = {"units": UNKNOWN, "long_name": about.get("description") or name, **about, **later}
         yield _constant(unique, (dim, *_dims(unique, values.ndim - 1)), values, known)
 
 
 def _held_arrays(detector: str, arrays: Mapping[str, Array]) -> Iterator[Entry]:
     for key, values in arrays.items():
         name = f"{detector}.{key}"
-        words = {"units": "1", "long_name": f"{detector} configuration {key}"}
+        words = {"units": UNKNOWN, "long_name": f"{detector} configuration {key}"}
         yield _constant(name, _dims(name, values.ndim), values, words)
 
 
@@ -286,12 +293,14 @@ def _ranged(read: Callable[[int, int], Array]) -> Reader:
 
 
 def _configuration(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Array]]:
-    """Configuration as JSON-able attributes, and the arrays that are too large to be one."""
+    """Configuration as attributes that any file format can hold, and the arrays that are too large to be one."""
     small: dict[str, Any] = {}
     large: dict[str, Array] = {}
     for key, value in values.items():
-        if isinstance(value, np.ndarray) and value.size > MOST_IN_ATTRIBUTE:
+        if isinstance(value, np.ndarray) and (value.ndim > 1 or value.size > MOST_IN_ATTRIBUTE):
             large[key] = value
+        elif isinstance(value, list):  # arrays whose shapes differ from segment to segment
+            small[key] = json.dumps(value)
         else:
             small[key] = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
     return small, large

@@ -17,6 +17,9 @@ from .detectors import Part
 from .events import Array, ByRow, Events, in_blocks
 from .tables import kept, map_file, published
 
+#: In a row's flags: its payload makes no sense, so that it counts as empty.
+MALFORMED = 128
+
 #: Rows of events surveyed at a time by one thread.
 BLOCK = 1 << 14
 
@@ -148,7 +151,7 @@ def survey_field(events: Events, part: Part, field: str, own: OwnEvents) -> Ragg
         with published(target) as making, (making / "offset").open("wb") as out, (making / "shapes").open("wb") as more:
             total = 0
             np.zeros(1, np.int64).tofile(out)
-            for shapes in in_blocks(own.count, BLOCK, lambda rows: _shapes(events, part, field, own, rows)):
+            for shapes in in_blocks(own.count, BLOCK, lambda rows: shapes_block(events, part, field, own, rows)):
                 flat = shapes.reshape(-1, 5)[:, :rank]
                 total = _cumulative(out, np.where(flat[:, 0] < 0, 0, flat.prod(1, dtype=np.int64)), total)
                 if rank > 1:
@@ -156,7 +159,7 @@ def survey_field(events: Events, part: Part, field: str, own: OwnEvents) -> Ragg
     return Ragged(events, part, field, own, target)
 
 
-def _shapes(events: Events, part: Part, field: str, own: OwnEvents, rows: slice) -> Array:
+def shapes_block(events: Events, part: Part, field: str, own: OwnEvents, rows: slice) -> Array:
     out = np.full((rows.stop - rows.start, len(part.segments), 5), -1, np.int64)
     for stream in part.streams:
         t, places = part.tables(stream, events.configurations[stream], (field,))
@@ -292,7 +295,7 @@ def survey_digitizer(events: Events, part: Part, field: str, own: OwnEvents) -> 
                     np.zeros(1, np.int64).tofile(files[name])
                 waves = windows = samples = size = 0
                 for counts, flags, starts, lengths in in_blocks(
-                    own.count, BLOCK, lambda rows: _digitizer_block(events, part, field, own, rows)
+                    own.count, BLOCK, lambda rows: digitizer_block(events, part, field, own, rows)
                 ):
                     waves = _cumulative(files["offset"], counts[..., 0].ravel(), waves)
                     windows = _cumulative(files["windows"], counts[..., 1].ravel(), windows)
@@ -306,7 +309,7 @@ def survey_digitizer(events: Events, part: Part, field: str, own: OwnEvents) -> 
     return Digitizer(events, part, field, own, target)
 
 
-def _digitizer_block(
+def digitizer_block(
     events: Events, part: Part, field: str, own: OwnEvents, rows: slice
 ) -> tuple[Array, Array, Array, Array]:
     size, segments = rows.stop - rows.start, len(part.segments)

@@ -141,6 +141,8 @@ class StreamScanner:
                 break
             self._chunk += 1
             self._stops = 0
+        if not small and any(n.detector == "smdinfo" for s in self._sections for n in s.configuration.names.values()):
+            raise FormatError(f"{self._directory / self._files[0]}: is smalldata; open the run that it belongs to")
         if not self._sections:
             raise FormatError(
                 f"{self._directory / self._files[0]}: no Configure datagram{': ' + reason if reason else ''}"

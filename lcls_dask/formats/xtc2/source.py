@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -72,7 +72,11 @@ class Xtc2Source:
         self._events = Events(self._tables)
         self._parts = parts_of(self._events.configurations)
         self._maker = NodeMaker(self._events, self._parts)
-        self._nodes = _Nodes(self._maker.paths, lambda at: self._maker.make(at, self._attrs()))
+        self._state = _state(path, self._tables)
+        t = self._tables
+        attrs = {"experiment": t.experiment, "run": t.run, "state": self._state, "snapshot": t.snapshot}
+        # not through self: what refers to itself would keep its files open until it is collected
+        self._nodes = _Nodes(self._maker.paths, partial(self._maker.make, attrs=attrs))
 
     @property
     def ref(self) -> SourceRef:
@@ -89,7 +93,7 @@ class Xtc2Source:
     def index(self) -> RunIndex:
         """What is there."""
         t = self._tables
-        unread = {s.name: s.reason for s in t.streams if s.unread}
+        unread = [s.reason for s in t.streams if s.unread]
         attrs = {"streams": [s.name for s in t.streams], "steps": len(self._maker.steps.timestamps)}
         return RunIndex(
             t.experiment,
@@ -117,29 +121,27 @@ class Xtc2Source:
         """Read every datagram and say what is wrong."""
         from .validate import findings
 
-        return findings(self._events)
+        return findings(self._events, self._parts, self._maker.shapes)
 
     def close(self) -> None:
         """Give back file descriptors."""
         self._events.close()
 
-    def _attrs(self) -> dict[str, Any]:
-        t = self._tables
-        return {"experiment": t.experiment, "run": t.run, "state": self._state, "snapshot": t.snapshot}
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Xtc2Source, (self.ref,)
 
-    @cached_property
-    def _state(self) -> str:
-        if all(stream.ended for stream in self._tables.streams):
-            return "ended"
-        names = [name for name, _ in self._tables.used]
-        home = self._tables.home
-        if any((home / (name + IN_PROGRESS)).exists() for name in names):
+
+def _state(path: Path, tables: RunTables) -> str:
+    if all(stream.ended for stream in tables.streams):
+        return "ended"
+    names = [name for name, _ in tables.used]
+    if any((tables.home / (name + IN_PROGRESS)).exists() for name in names):
+        return "live"
+    if path.is_dir():
+        written = max((tables.home / name).stat().st_mtime for name in names if (tables.home / name).exists())
+        if time.time() - written < config.quiet_after():
             return "live"
-        if self._path.is_dir():  # of a single file xarray itself sees that it was written to
-            written = max((home / name).stat().st_mtime for name in names if (home / name).exists())
-            if time.time() - written < config.quiet_after():
-                return "live"
-        return "cut"
+    return "cut"
 
 
 def _detectors(parts: Mapping[str, Part]) -> dict[str, Detector]:

@@ -7,6 +7,7 @@ bytes an event and stream where streams agree; ``index.json`` holds the rest.
 
 import atexit
 import json
+import mmap
 import re
 import shutil
 import tempfile
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from ... import config
-from ...errors import FormatError, RunNotFoundError, SeveralRunsError
+from ...errors import FormatError, LclsError, RunNotFoundError, SeveralRunsError
 from ..identity import snapshot_of
 from ..merge import merge_timestamps
 from .files import NAME, StreamFiles, find, listing
@@ -29,7 +30,7 @@ from .layout import BEGIN_RUN
 from .scan import Scan, Section, StreamScanner, Transition
 
 #: Changes whenever what is written below changes, so that old indexes are not read.
-VERSION = 3
+VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -123,9 +124,8 @@ def open_tables(home: Path, streams: Sequence[StreamFiles], run: int | None, use
     # files that grow meanwhile are read as far as they were when the snapshot got its name
     built = _build(base, home, streams, run, {name: size for name, (_, size) in extents.items()})
     if built.snapshot != key:  # a chunk file has a name that its stream's first file does not tell
-        link = base / f"{key}-r{built.run:04d}"
         with suppress(FileExistsError):
-            link.symlink_to(built.directory.name)
+            (base / built.directory.name.replace(built.snapshot, key, 1)).symlink_to(built.directory.name)
     return built
 
 
@@ -179,6 +179,7 @@ def kept(directory: Path, name: str) -> Path:
 @contextmanager
 def published(target: Path) -> Iterator[Path]:
     """A directory to fill, which takes its place only when it is complete; whoever is first wins."""
+    target.parent.mkdir(parents=True, exist_ok=True)  # somebody may have tidied the cache
     work = Path(tempfile.mkdtemp(prefix=".making-", dir=target.parent))
     try:
         yield work
@@ -192,23 +193,25 @@ def published(target: Path) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
 
 
+def _name(home: Path, key: str, run: int, stats: Mapping[str, Sequence[int]]) -> str:
+    """Directory of an index: two copies of a run, or a file that was written over, have indexes of their own."""
+    text = json.dumps([str(home.resolve()), sorted((name, *numbers) for name, numbers in stats.items())])
+    return f"{key}-r{run:04d}-{blake2b(text.encode(), digest_size=6).hexdigest()}"
+
+
 def _cached(base: Path, key: str, run: int | None, home: Path) -> RunTables | None:
-    found = sorted(base.glob(f"{key}-r*"))
-    if not found:
-        return None
-    if run is not None:
-        found = [path for path in found if path.name == f"{key}-r{run:04d}"]
-    for path in found:
+    for path in sorted(base.glob(f"{key}-r{'*' if run is None else f'{run:04d}'}-*")):
         try:
             meta = json.loads((path / "index.json").read_text())
-        except (OSError, ValueError):
-            continue
-        if meta["version"] != VERSION or not _unchanged(home, meta["stat"]):
-            _discard(path)
-            continue
-        if run is None:
-            _choose(meta["runs"], None, home)
-        return _load(path.resolve(), home, meta)
+            if meta["version"] != VERSION or meta["home"] != str(home.resolve()) or not _unchanged(home, meta["stat"]):
+                continue
+            if run is None:
+                _choose(meta["runs"], None, home)
+            return _load(path.resolve(), home, meta)
+        except LclsError:
+            raise
+        except (OSError, ValueError, KeyError):
+            continue  # somebody tidies the cache: it is built again
     return None
 
 
@@ -222,15 +225,6 @@ def _unchanged(home: Path, stats: Mapping[str, Sequence[int]]) -> bool:
         if now.st_size < used or (now.st_size == used and now.st_mtime_ns != mtime):
             return False
     return True
-
-
-def _discard(path: Path) -> None:
-    trash = Path(tempfile.mkdtemp(prefix=".making-", dir=path.parent))
-    try:
-        path.rename(trash / "old")
-    except OSError:
-        pass  # another process was faster
-    shutil.rmtree(trash, ignore_errors=True)
 
 
 def _choose(runs: Sequence[int], run: int | None, home: Path) -> int:
@@ -283,7 +277,8 @@ def _build(
         sizes = dict(used) | {name: size for scan in scans for name, size in scan.sizes.items()}
         paths = {name: find(home, name) for name in sorted(sizes)}
         snapshot = snapshot_of([(path, sizes[name]) for name, path in paths.items()])
-        target = base / f"{snapshot}-r{number:04d}"
+        stats = {name: (sizes[name], path.stat().st_mtime_ns) for name, path in paths.items()}
+        target = base / _name(home, snapshot, number, stats)
         with published(target) as making:
             tables = [_stream(making, work, scan, section) for scan, section in zip(scans, sections, strict=True)]
             _merge(making, scans, tables)
@@ -294,7 +289,8 @@ def _build(
                 "run": number,
                 "runs": _runs(scans) or [number],
                 "used": [(name, sizes[name]) for name in paths],
-                "stat": {name: (sizes[name], path.stat().st_mtime_ns) for name, path in paths.items()},
+                "home": str(home.resolve()),
+                "stat": stats,
                 "streams": [
                     _describe(making, scan, section, len(stamps))
                     for scan, section, stamps in zip(scans, sections, tables, strict=True)
@@ -376,7 +372,14 @@ def _stream(making: Path, work: Path, scan: Scan, section: Section) -> np.ndarra
     with (making / f"{scan.name}.places").open("wb") as out:
         for start in range(0, places.size, 1 << 20):
             places[start : start + (1 << 20)].tofile(out)
+            _let_go(places)
     return stamps
+
+
+def _let_go(values: np.ndarray[Any, Any]) -> None:
+    """Drop the pages of a map that were read: they would count as this process's memory, however long the run."""
+    if isinstance(values, np.memmap):
+        values._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
 
 
 def _merge(making: Path, scans: Sequence[Scan], tables: Sequence[np.ndarray[Any, Any]]) -> None:
@@ -391,6 +394,8 @@ def _merge(making: Path, scans: Sequence[Scan], tables: Sequence[np.ndarray[Any,
                     (np.flatnonzero(members[s]) + total).astype("<u4").tofile(file)
                 total += stamps.size
                 missing += stamps.size - members.sum(1)
+                for table in tables:
+                    _let_go(table)
     finally:
         for file in outs:
             file.close()

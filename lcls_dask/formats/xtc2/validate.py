@@ -1,26 +1,34 @@
 """Reading everything once, to say what is wrong with a run."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import partial
 
 import numpy as np
 
+from ...errors import FormatError
 from ...model import Finding, time_of
 from . import kernels
-from .detectors import is_event_data
+from .dense import read_field
+from .detectors import Part, is_event_data
 from .events import Array, ByRow, Events, in_blocks
 from .layout import DAMAGE_BITS
 from .names import tables as tables_of
+from .probe import Shape
+from .ragged import MALFORMED, OwnEvents, digitizer_block, shapes_block
 from .tables import StreamTable
 
 BLOCK = 1 << 14
 
 
-def findings(events: Events) -> Iterator[Finding]:
+def findings(events: Events, parts: Mapping[str, Part], shapes: Mapping[str, Shape]) -> Iterator[Finding]:
     """Everything there is to say about a run, streams first, then readings.
 
     Parameters
     ----------
     events : Events
+    parts : mapping of str to Part
+    shapes : mapping of str to Shape
+        What the first events told of each field, by ``<detector>.<algorithm>.<field>``.
 
     Yields
     ------
@@ -30,6 +38,10 @@ def findings(events: Events) -> Iterator[Finding]:
         yield from _files(stream)
         yield from _gaps(events, stream)
         yield from _readings(events, number, stream)
+    for part in parts.values():
+        for title, field in part.fields.items():
+            if field.rank:
+                yield from _arrays(events, part, title, shapes[f"{part.name}.{title}"])
     yield from _pulses(events)
     yield from _strays(events)
 
@@ -101,7 +113,7 @@ def _readings(events: Events, number: int, stream: StreamTable) -> Iterator[Find
             yield Finding("corrupt", stream.name, text, fatal=True)
     for n, count, damaged in zip(chosen, present, bits, strict=True):
         where = f"{n.detector}.{n.algorithm} segment {n.segment}"
-        if 0 < count < len(stream.places):
+        if count < len(stream.places):
             text = f"no reading in {len(stream.places) - count} of {stream.name}'s {len(stream.places)} events"
             yield Finding("missing", where, text, len(stream.places) - int(count))
         yield from _damage(where, damaged)
@@ -112,6 +124,55 @@ def _damage(where: str, counts: Array) -> Iterator[Finding]:
     for bit in np.flatnonzero(counts):
         name = DAMAGE_BITS.get(int(bit), f"bit {bit}")
         yield Finding("damage", where, f"{name} in {counts[bit]} events", int(counts[bit]))
+
+
+def _arrays(events: Events, part: Part, title: str, shape: Shape) -> Iterator[Finding]:
+    """Arrays and strings that do not fit the variable, and digitizer payloads that make no sense."""
+    total, name = len(events.tables.timestamps), f"{part.name}.{title}"
+    own, field = OwnEvents(total, None), part.fields[title]
+    if title in part.channels:
+        work = partial(_malformed, events, part, title, own)
+        text = "the payload is malformed: no samples are given"
+    elif shape.item is not None:
+        work = partial(_misfits, events, part, title, shape, own)
+        text = "the string is longer" if field.is_string else f"the array's shape is not {shape.item}"
+        text += " than those of the run's first events; reading it raises" if field.is_string else "; reading it raises"
+    else:
+        return
+    for start, rows in zip(range(0, total, BLOCK), in_blocks(total, BLOCK, work), strict=True):
+        for row in rows:
+            event = f"event {start + row} ({events.tables.timestamps[start + row]})"
+            yield Finding("corrupt", name, f"{event}: {text}", fatal=True)
+
+
+def _malformed(events: Events, part: Part, title: str, own: OwnEvents, rows: slice) -> Array:
+    try:
+        _, flags, _, _ = digitizer_block(events, part, title, own, rows)
+    except FormatError:  # such datagrams are reported one by one with the readings
+        return np.empty(0, np.int64)
+    return np.flatnonzero((flags & MALFORMED).any(1))
+
+
+def _misfits(events: Events, part: Part, title: str, shape: Shape, own: OwnEvents, rows: slice) -> Array:
+    try:
+        found = shapes_block(events, part, title, own, rows)
+    except FormatError:
+        return np.empty(0, np.int64)
+    there = found[..., 0] >= 0
+    if part.fields[title].is_string:
+        long = np.flatnonzero((there & (found[..., 0] > shape.characters)).any(1))
+        return np.array([row for row in long if not _fits(events, part, title, shape, int(row) + rows.start)], np.int64)
+    expected = np.array(shape.item)
+    return np.flatnonzero((there & (found[..., : expected.size] != expected).any(-1)).any(1))
+
+
+def _fits(events: Events, part: Part, title: str, shape: Shape, event: int) -> bool:
+    """Whether a string that was given much room fits all the same."""
+    try:
+        read_field(events, part, title, shape, slice(event, event + 1))
+    except FormatError:
+        return False
+    return True
 
 
 def _pulses(events: Events) -> Iterator[Finding]:
