@@ -134,10 +134,7 @@ class DictKeys:
 
 DTYPES = (
     *(np.dtype(f"{sign}{size}") for sign in ("i", "u") for size in (1, 2, 4, 8)),
-    *(
-        np.dtype(name)
-        for name in ("bool", "f2", "f4", "f8", "c8", "c16", ">u2", ">f8", "<U5", "datetime64[ns]")
-    ),
+    *(np.dtype(name) for name in ("bool", "f2", "f4", "f8", "c8", "c16", ">u2", ">f8", "<U5", "datetime64[ns]")),
 )
 
 _names = st.from_regex(r"[a-z][a-z0-9]{0,5}\.(raw|fex)\.[a-zA-Z0-9_:]{1,6}", fullmatch=True)
@@ -175,9 +172,7 @@ def values(draw: st.DrawFn, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.
 
 
 @st.composite
-def _node(
-    draw: st.DrawFn, dim: str, segments: int | None
-) -> dict[str, tuple[Variable, np.ndarray[Any, Any]]]:
+def _node(draw: st.DrawFn, dim: str, segments: int | None) -> dict[str, tuple[Variable, np.ndarray[Any, Any]]]:
     length = draw(st.integers(0, 13))
 
     def variable(shape: tuple[int, ...], dims: tuple[str, ...], **more: Any) -> Any:

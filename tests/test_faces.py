@@ -115,9 +115,7 @@ def test_datatree_has_every_node(store: Callable[[MemorySource], Any], source: M
 
 def test_nodes_of_a_tree_have_dask_keys_of_their_own() -> None:
     same = {"x": array(np.arange(8.0), ("event",))}
-    tree = xr.open_datatree(
-        LclsStore(MemorySource({"/": {}, "/a": same, "/b": same})), engine="zarr", chunks={}
-    )
+    tree = xr.open_datatree(LclsStore(MemorySource({"/": {}, "/a": same, "/b": same})), engine="zarr", chunks={})
     assert tree["/a"]["x"].data.name != tree["/b"]["x"].data.name
 
 

@@ -88,9 +88,7 @@ def run(tmp_path: Path) -> MemorySource:
 
 
 @pytest.fixture
-def facility(
-    run: MemorySource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[dict[Path, MemorySource]]:
+def facility(run: MemorySource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[Path, MemorySource]]:
     """A directory of two experiments; the first has runs 13 (its files hold `run`) and 14."""
     runs = {tmp_path / "tmox42619" / f"r{number:04d}": run for number in (13, 14)}
     for directory in (*runs, tmp_path / "xpp" / "xpptut15", tmp_path / "Not-An-Experiment"):
@@ -129,9 +127,7 @@ def test_listings(fs: LclsFileSystem, run: MemorySource) -> None:
     assert fs.ls("tmox42619/r0014/timestamp/c/1", detail=False) == ["tmox42619/r0014/timestamp/c/1"]
 
 
-def test_listing_reads_no_events(
-    fs: LclsFileSystem, run: MemorySource, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_listing_reads_no_events(fs: LclsFileSystem, run: MemorySource, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "read_encoded", None)
     found = fs.find("lcls://tmox42619/r0014", detail=True)
     sizes = {name.removeprefix("tmox42619/r0014/"): entry["size"] for name, entry in found.items()}

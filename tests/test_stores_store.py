@@ -221,9 +221,7 @@ def test_chunks_are_not_copied(store: LclsStore, run: MemorySource) -> None:
     assert np.shares_memory(buffer.as_numpy_array(), run.values["/"]["cam.raw.image"])
 
 
-@pytest.mark.parametrize(
-    "key", ["cam.raw.image/c/1/0/0", "cam.raw.image/c/2/0/0", "cam.raw.zip/c/2/0/0", "zarr.json"]
-)
+@pytest.mark.parametrize("key", ["cam.raw.image/c/1/0/0", "cam.raw.image/c/2/0/0", "cam.raw.zip/c/2/0/0", "zarr.json"])
 @pytest.mark.parametrize("start", [0, 1, 12, 23, 24, 25, 47, 48, 50])
 def test_byte_ranges_are_slices(store: LclsStore, key: str, start: int) -> None:
     data = read(store, key)

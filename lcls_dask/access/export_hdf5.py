@@ -49,6 +49,7 @@ def chain(compression: str | None) -> Callable[[np.dtype[Any]], tuple[Codec, ...
         raise UnsupportedError(f"compression {compression!r} is not for HDF5; choose auto, gzip or None")
 
     def codecs(dtype: np.dtype[Any]) -> tuple[Codec, ...]:
+        """What HDF5 does to chunks of this type."""
         disk = stored_dtype(dtype)
         first = bytes_codec(disk)
         if compression is None:

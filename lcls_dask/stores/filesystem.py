@@ -149,9 +149,7 @@ class LclsFileSystem(AsyncFileSystem):  # type: ignore[misc]
         async for level in super()._walk(path, maxdepth, topdown, on_error=handler, **kwargs):
             yield level
 
-    async def _get_file(
-        self, rpath: str, lpath: str, callback: Any = DEFAULT_CALLBACK, **kwargs: Any
-    ) -> None:
+    async def _get_file(self, rpath: str, lpath: str, callback: Any = DEFAULT_CALLBACK, **kwargs: Any) -> None:
         info = await self._info(rpath)
         if info["type"] == "directory":
             os.makedirs(lpath, exist_ok=True)
@@ -163,9 +161,7 @@ class LclsFileSystem(AsyncFileSystem):  # type: ignore[misc]
 
     def _open(self, path: str, mode: str = "rb", **kwargs: Any) -> "LclsFile":
         if mode != "rb":
-            raise UnsupportedError(
-                f"{path} cannot be opened with mode {mode!r}: runs are read-only, use 'rb'"
-            )
+            raise UnsupportedError(f"{path} cannot be opened with mode {mode!r}: runs are read-only, use 'rb'")
         return LclsFile(self, path, mode, **kwargs)
 
     def _keys(self, path: str) -> tuple[Keys, str]:
@@ -211,9 +207,7 @@ class LclsFileSystem(AsyncFileSystem):  # type: ignore[misc]
             raise LiveRunError(f"{path} has no end and may still be written; open one moment of it: {pinned}")
         with self._lock:
             if self._snapshots.setdefault(wanted, index.snapshot) != index.snapshot:
-                raise SnapshotError(
-                    f"{path} has changed since it was opened; open one moment of it: {pinned}"
-                )
+                raise SnapshotError(f"{path} has changed since it was opened; open one moment of it: {pinned}")
             self._sources[wanted] = source, now
             while len(self._sources) > _OPEN_RUNS:
                 del self._sources[next(iter(self._sources))]
@@ -284,9 +278,7 @@ def _experiments() -> list[str]:
     """Experiments under ``lcls.root``, which holds them directly or in a directory for each hutch."""
     root = config.root()
     if root is None:
-        raise UriError(
-            "lcls:// needs to know where experiments are; set lcls.root in dask.config or LCLS_ROOT"
-        )
+        raise UriError("lcls:// needs to know where experiments are; set lcls.root in dask.config or LCLS_ROOT")
     names = []
     for entry in root.iterdir():
         if entry.is_dir() and len(entry.name) == 3:

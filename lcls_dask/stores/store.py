@@ -58,9 +58,7 @@ class LclsStore(Store):
     # the run's nodes cannot be consolidated without scanning every detector; xarray need not look for it
     supports_consolidated_metadata = False
 
-    def __init__(
-        self, source: RunSource | SourceRef, reopen: Reopen | None = None, *, read_only: bool = True
-    ) -> None:
+    def __init__(self, source: RunSource | SourceRef, reopen: Reopen | None = None, *, read_only: bool = True) -> None:
         if not read_only:
             raise ValueError("a run's store is read-only; write results to a store of their own")
         super().__init__(read_only=True)
@@ -153,9 +151,7 @@ class LclsStore(Store):
         buffer = (prototype or default_buffer_prototype()).buffer
         return None if data is None else buffer.from_bytes(data)
 
-    async def get(
-        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
-    ) -> Buffer | None:
+    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         """As `get_sync`, in a thread: zarr has one event loop for all that a process reads."""
         await self._ensure_open()
         return await asyncio.to_thread(self.get_sync, key, prototype=prototype, byte_range=byte_range)
