@@ -39,6 +39,7 @@ def findings(events: Events, parts: Mapping[str, Part], shapes: Mapping[str, Sha
         yield from _gaps(events, stream)
         yield from _readings(events, number, stream)
     for part in parts.values():
+        yield from _shared(events, part)
         for title, field in part.fields.items():
             if field.rank:
                 yield from _arrays(events, part, title, shapes[f"{part.name}.{title}"])
@@ -124,6 +125,18 @@ def _damage(where: str, counts: Array) -> Iterator[Finding]:
     for bit in np.flatnonzero(counts):
         name = DAMAGE_BITS.get(int(bit), f"bit {bit}")
         yield Finding("damage", where, f"{name} in {counts[bit]} events", int(counts[bit]))
+
+
+def _shared(events: Events, part: Part) -> Iterator[Finding]:
+    """Segments that several streams have: where both give a reading, there is only one place for it."""
+    holders: dict[int, list[str]] = {}
+    for stream, all_names in part.streams.items():
+        for names in all_names:
+            holders.setdefault(names.segment, []).append(events.tables.streams[stream].name)
+    for segment, streams in holders.items():
+        if len(set(streams)) > 1:
+            text = f"{' and '.join(streams)} both have it; at events that both have, the last one's reading is given"
+            yield Finding("duplicate", f"{part.name} segment {segment}", text)
 
 
 def _arrays(events: Events, part: Part, title: str, shape: Shape) -> Iterator[Finding]:
