@@ -119,12 +119,22 @@ def own_events(events: Events, parts: Mapping[str, Part], detector: str) -> OwnE
         if stream not in shared and events.tables.streams[stream].events is None:
             return OwnEvents(total, None)
     target = kept(events.tables.directory, f"own-{detector}")
+    if not target.is_dir() and any(_always(events, part, field, total) for part in mine for field in part.channels):
+        return OwnEvents(total, None)
     if not target.is_dir():
         with published(target) as making, (making / "events").open("wb") as out:
             for numbers in in_blocks(total, BLOCK, lambda rows: _present(events, mine, streams, shared, rows)):
                 numbers.tofile(out)
     rows = map_file(target / "events", "<u4")
     return OwnEvents(total, None) if rows.size == total else OwnEvents(rows.size, rows)
+
+
+def _always(events: Events, part: Part, field: str, total: int) -> bool:
+    """Whether a digitizer has a payload in every event: its survey, needed anyway, tells it without another pass."""
+    offset = survey_digitizer(events, part, field, OwnEvents(total, None)).payload.offset
+    segments = len(part.segments)
+    edges = (offset[start * segments : (start + BLOCK) * segments + 1 : segments] for start in range(0, total, BLOCK))
+    return all((np.diff(block) > 0).all() for block in edges)
 
 
 def _present(events: Events, mine: list[Part], streams: list[int], shared: set[int], rows: slice) -> Array:
@@ -284,7 +294,7 @@ def lead(part: Part) -> int:
 
 def survey_digitizer(events: Events, part: Part, field: str, own: OwnEvents) -> Digitizer:
     """Find waveforms and FEX windows: their lengths and starts."""
-    target = kept(events.tables.directory, f"{part.name}.{field}.hsd")
+    target = kept(events.tables.directory, f"{part.name}.{field}.{'hsd' if own.rows is None else 'own.hsd'}")
     if not target.is_dir():
         with published(target) as making:
             (making / "payload").mkdir()
