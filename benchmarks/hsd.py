@@ -1,5 +1,6 @@
 """All FEX windows of a digitizer run as CSR arrays, against psana's event loop and a raw read."""
 
+import mmap
 import os
 from pathlib import Path
 
@@ -19,7 +20,8 @@ def windows(path: Path) -> xr.Dataset:
 
 def raw_read(path: Path) -> int:
     """Every byte of a file into one buffer, again and again: what no reader can be faster than; bytes read."""
-    buffer, at = bytearray(BLOCK), 0
+    # anonymous memory begins at a page: elsewhere some processors copy several times slower (see xtc2/kernels.py)
+    buffer, at = mmap.mmap(-1, BLOCK), 0
     fd = os.open(path, os.O_RDONLY)
     while got := os.preadv(fd, [buffer], at):
         at += got

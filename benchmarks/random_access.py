@@ -4,9 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-import lcls_dask
-from lcls_dask.access.run import Run
+import xarray as xr
 
 from . import grow, peer
 from .timing import Setting, Timing, interleaved, ratio, show
@@ -18,23 +16,23 @@ def run(setting: Setting) -> None:
     _compare(setting, small, "energy", "gmd.raw.milliJoulesPerPulse", "a scalar")
     if setting.real(grow.JUNGFRAU):
         frames = setting.directory / "frames"
-        grow.grow(grow.JUNGFRAU, frames, "mfx101332224", 7, setting.size(1000, 20), smalldata=True)
+        grow.grow(grow.JUNGFRAU, frames, "mfx101332224", 7, setting.size(3000, 30), smalldata=True)
         _compare(setting, frames, "frames", "jungfrau.raw.raw", "a frame of 1 MB")
 
 
 def _compare(setting: Setting, path: Path, task: str, name: str, what: str) -> None:
     with setting.empty_cache():
-        stamps = np.asarray(lcls_dask.open_run(path).dataset(name)["timestamp"])
+        opened = xr.open_dataset(path, engine="lcls")
+        stamps = opened["timestamp"].values
         wanted = stamps[peer.chosen_events(len(stamps), setting.size(1000, 20))]
 
         def access() -> None:
-            _values(opened, name, wanted)
+            _visit(opened[name], wanted)
 
         def open_and_access() -> None:
             with setting.empty_cache():
-                _values(lcls_dask.open_run(path), name, wanted)
+                _visit(xr.open_dataset(path, engine="lcls")[name], wanted)
 
-        opened = lcls_dask.open_run(path)
         access()
         mine = interleaved(setting.repeats, {"open and access": open_and_access, "access": access})
     print(f"  {len(wanted)} of {len(stamps)} events, {what} of each")
@@ -50,9 +48,13 @@ def _compare(setting: Setting, path: Path, task: str, name: str, what: str) -> N
     ratio("psana over lcls_dask, both opened before", told["access"], mine["access"])
 
 
-def _values(run: Run, name: str, stamps: np.ndarray[Any, Any]) -> None:
-    values = run.dataset(name, events=stamps)[name].compute()
-    assert values.shape[0] == len(stamps)
+def _visit(values: xr.DataArray, stamps: np.ndarray[Any, Any]) -> None:
+    """Every value in memory once, a block of them after the other, as psana gives event after event."""
+    rows = np.searchsorted(values["timestamp"].values, stamps)
+    block = values.encoding["preferred_chunks"]["event"]
+    for first in range(0, len(rows), block):
+        part = rows[first : first + block]
+        assert values.isel(event=part).values.shape[0] == len(part)
 
 
 def _psana(repeats: int, ask: Any) -> dict[str, Timing]:

@@ -1,6 +1,7 @@
 """Measuring: one core, contenders in turn, medians, ratios against what is to be reached, and the machine."""
 
 import datetime
+import gc
 import importlib.metadata
 import os
 import platform
@@ -60,6 +61,7 @@ def interleaved(repeats: int, contenders: Mapping[str, Contender]) -> dict[str, 
     measured: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
     for _ in range(repeats):
         for name, work in contenders.items():
+            gc.collect()  # nobody pays for what others left behind
             wall, cpu = time.perf_counter(), time.process_time()
             told = work()
             took = time.perf_counter() - wall, time.process_time() - cpu

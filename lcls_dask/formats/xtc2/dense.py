@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from .. import memory
 from ..source import Rows
 from . import kernels
 from .describe import item_of
@@ -44,15 +45,19 @@ def read_field(events: Events, part: Part, title: str, shape: Shape, rows: Rows)
         raise TypeError(f"{part.name}.{title} is ragged")
     expected = np.array(() if field.is_string else shape.item, np.int64)
     size = shape.characters if field.is_string else int(expected.prod()) * field.dtype.itemsize
-    out = np.zeros((_count(rows), len(part.segments) * size), np.uint8)
+    count, segments = _count(rows), len(part.segments)
+    out = memory.empty(count * segments * size).reshape(count, segments * size)
+    there = np.zeros((count, segments), np.bool_)
     for stream in part.streams:
         t, places = part.tables(stream, events.configurations[stream], (title,))
-        asked = (t.fields[:, 0], places, expected, size, field.is_string, ByRow(out))
+        asked = (t.fields[:, 0], places, expected, size, field.is_string, ByRow(there), ByRow(out))
         events.run(stream, rows, kernels.read_dense, *t.arrays, *asked)
+    if not there.all():
+        out.reshape(count, segments, size)[~there] = 0
     _, item, dtype = described
     if field.is_string:
         return np.char.decode(out.view(f"S{size}"), "utf-8", "replace").astype(dtype)
-    return out.view(dtype).reshape(len(out), len(part.segments), *item)
+    return out.view(dtype).reshape(count, segments, *item)
 
 
 def read_readings(events: Events, part: Part, rows: Rows) -> tuple[Array, Array]:

@@ -143,13 +143,11 @@ def _labels_in_events(events: Events, part: Part, stream: int, slot: int, names:
             continue
         fields = np.full(len(tables.names), -1, np.int64)
         fields[slot] = position
-        out = np.full((rows.size, 4), 255, np.uint8)
+        there, out = np.zeros((rows.size, 1), np.bool_), np.empty((rows.size, 4), np.uint8)
         scalar, places = np.empty(0, np.int64), np.zeros(len(tables.names), np.int64)
-        _tolerantly(
-            events, stream, rows, kernels.read_dense, *tables.arrays, fields, places, scalar, 4, False, ByRow(out)
-        )
-        values = out.view("<i4")[:, 0]
-        values = values[values != -1]
+        asked = (fields, places, scalar, 4, False, ByRow(there), ByRow(out))
+        _tolerantly(events, stream, rows, kernels.read_dense, *tables.arrays, *asked)
+        values = out.view("<i4")[there]
         if values.size:
             found[field.title] = int(values[0])
     return found

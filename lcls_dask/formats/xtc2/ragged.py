@@ -343,22 +343,39 @@ def digitizer_block(
             windows,
         )
         found.append((places, windows))
-    order = np.cumsum(counts[..., 1].ravel()) - counts[..., 1].ravel()
-    total = int(counts[..., 1].sum())
+    return counts, flags, *_in_row_order(counts[..., 1], found, events.tables.home, part.name)
+
+
+def _in_row_order(
+    counts: Array, found: list[tuple[Array, list[tuple[Array, Array]]]], home: Path, name: str
+) -> tuple[Array, Array]:
+    """Starts and lengths of windows, which streams found in the order of rows and *their* segments.
+
+    Parameters
+    ----------
+    counts : (rows, segments) int64
+        Windows of each row.
+    found : list of (places, windows)
+        For each stream its segments' places and the windows, in pieces.
+    home, name : Path, str
+        The run and the part, for the message of an error.
+    """
+    total = int(counts.sum())
+    order = (np.cumsum(counts.ravel()) - counts.ravel()).reshape(counts.shape)
     starts, lengths = np.empty(total, np.int32), np.empty(total, np.int32)
     for places, windows in found:
         if not windows:
             continue
         theirs, their_lengths = (np.concatenate(arrays) for arrays in zip(*windows, strict=True))
-        mine = counts[:, places, 1].ravel()
-        if not theirs.size:
-            continue
+        if len(found) == 1 and theirs.size == total and (np.diff(places) > 0).all():
+            return theirs, their_lengths  # in order already
+        mine = counts[:, places].ravel()
         if theirs.size != mine.sum():
-            raise FormatError(f"{events.tables.home}: two streams have readings of the same segment of {part.name}")
-        targets = np.repeat(order.reshape(size, segments)[:, places].ravel() - (np.cumsum(mine) - mine), mine)
+            raise FormatError(f"{home}: two streams have readings of the same segment of {name}")
+        targets = np.repeat(order[:, places].ravel() - (np.cumsum(mine) - mine), mine)
         targets += np.arange(theirs.size)
         starts[targets], lengths[targets] = theirs, their_lengths
-    return counts, flags, starts, lengths
+    return starts, lengths
 
 
 def _survey_windows(
