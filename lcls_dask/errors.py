@@ -11,9 +11,14 @@
     ├── SelectionError        KeyError           no such detector, variable or event
     ├── FormatError           ValueError         a file is damaged or is not what its name says
     ├── AccessError           PermissionError    this user may not read the run
+    │   └── IdentityError     PermissionError    a certificate, key or token is missing, unsafe or not what it must be
+    ├── PolicyError           ValueError         a policy or a revocation list cannot be read
     ├── ConfinementError      PermissionError    a file points out of its run's directory
     ├── TargetExistsError     FileExistsError    what shall be written is there already
     ├── SimulationError       ValueError         what was asked for cannot be simulated
+    ├── GatewayError          RuntimeError       a gateway cannot start
+    ├── UnreachableError      ConnectionError    a gateway does not answer
+    ├── StateError            ConnectionError    the gateway's state database cannot be used
     └── UnsupportedError      NotImplementedError  a feature that a package missing here would give
 
 Each one is also the builtin that a caller would expect, and its message is one line: what is wrong,
@@ -61,6 +66,14 @@ class AccessError(LclsError, PermissionError):
     """This user may not read the run."""
 
 
+class IdentityError(AccessError):
+    """A certificate, key or token is missing, unsafe or not what it must be."""
+
+
+class PolicyError(LclsError, ValueError):
+    """A policy or a list of revocations cannot be read."""
+
+
 class ConfinementError(LclsError, PermissionError):
     """A file points out of its run's directory."""
 
@@ -71,6 +84,18 @@ class TargetExistsError(LclsError, FileExistsError):
 
 class SimulationError(LclsError, ValueError):
     """What was asked for cannot be simulated."""
+
+
+class GatewayError(LclsError, RuntimeError):
+    """A gateway cannot start."""
+
+
+class UnreachableError(LclsError, ConnectionError):
+    """A gateway does not answer."""
+
+
+class StateError(LclsError, ConnectionError):
+    """The gateway's state database cannot be used."""
 
 
 class UnsupportedError(LclsError, NotImplementedError):

@@ -108,6 +108,19 @@ class Variable:
         """Bytes of the whole array."""
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
+    @property
+    def storage_chunk(self) -> int:
+        """Rows of one chunk as it is served, at least 1; a single one that is not encoded is as long as the array."""
+        rows = self.shape[0] if self.shape else 1
+        return max(1, self.chunk if self.codecs else min(self.chunk, rows))
+
+    @property
+    def chunk_count(self) -> int:
+        """Number of chunks, all along the first dimension; 0 where any dimension has no length, 1 for a scalar."""
+        if 0 in self.shape:
+            return 0
+        return -(-self.shape[0] // self.storage_chunk) if self.shape else 1
+
 
 @dataclass(frozen=True)
 class Node:

@@ -18,6 +18,7 @@ RATIOS = {
     "random_access": ["of 2000 events", "psana over lcls_dask, with opening"],
     "scalars": ["lcls_dask over a raw read", "events/s of lcls_dask over psana's"],
     "importing": ["CPU time of import lcls_dask"],
+    "gateway": ["a cached decision takes"],
 }
 REAL = {"hsd": grow.HSD, "jungfrau": grow.JUNGFRAU}
 

@@ -13,7 +13,7 @@ import pytest
 from lcls_dask import cli, simulate
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ["demo", "doctor", "export", "info", "ls", "simulate", "validate"]
+COMMANDS = ["demo", "doctor", "export", "identity", "info", "issue", "ls", "serve", "simulate", "token", "validate"]
 
 
 @pytest.fixture(scope="module")

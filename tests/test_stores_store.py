@@ -23,7 +23,7 @@ from zarr.testing.store import StoreTests
 from lcls_dask.errors import FormatError, RunNotFoundError, SnapshotError
 from lcls_dask.formats.source import Rows, SourceRef
 from lcls_dask.model import Variable
-from lcls_dask.stores.metadata import array_json, chunk_count, jsonable, storage_chunk
+from lcls_dask.stores.metadata import array_json, jsonable
 from lcls_dask.stores.store import LclsStore
 
 PROTOTYPE = default_buffer_prototype()
@@ -361,9 +361,9 @@ def test_dtypes_outside_the_data_model_are_refused(dtype: Any) -> None:
 
 def test_short_arrays_are_one_chunk_of_their_length() -> None:
     short = Variable("x", ("event",), (10,), np.dtype("u8"), chunk=65536)
-    assert (storage_chunk(short), chunk_count(short)) == (10, 1)
+    assert (short.storage_chunk, short.chunk_count) == (10, 1)
     encoded = Variable("x", ("event",), (10,), np.dtype("u8"), chunk=65536, codecs=GZIP)
-    assert (storage_chunk(encoded), chunk_count(encoded)) == (65536, 1)
+    assert (encoded.storage_chunk, encoded.chunk_count) == (65536, 1)
 
 
 def test_zarr_reads_what_the_source_holds(store: LclsStore, run: MemorySource) -> None:

@@ -22,7 +22,7 @@ from ..formats.codecs import Codec, bytes_codec, encode
 from ..formats.source import RunSource
 from ..formats.zarr import EXPORT
 from ..model import RunIndex, Variable
-from ..stores.metadata import array_json, chunk_count, group_json
+from ..stores.metadata import array_json, group_json
 from . import export_hdf5
 from .journal import SCRATCH, partial, write
 from .layout import chunk_file, detectors_json
@@ -219,7 +219,7 @@ def _blocks(index: RunIndex, links: frozenset[tuple[str, str]]) -> Iterator[_Blo
             if (path, name) in links:
                 continue
             each = max(1, min(TASK_CHUNKS, TASK_BYTES // max(1, variable.chunk * variable.item_bytes)))
-            count = chunk_count(variable)
+            count = variable.chunk_count
             for first in range(0, count, each):
                 yield _Block(path, variable, first, min(first + each, count))
 
@@ -315,7 +315,7 @@ def _client() -> Any:
 def _finish_zarr(data: Path, index: RunIndex, links: frozenset[tuple[str, str]], scratch: Path) -> None:
     for path, name in sorted(links):
         variable = index.nodes[path].variables[name]
-        for number in range(chunk_count(variable)):
+        for number in range(variable.chunk_count):
             _link(chunk_file(data, "/", variable, number), chunk_file(data, path, variable, number), scratch)
     shown = {**index.nodes["/"].attrs, EXPORT: _about(index)}
     for path, node in index.nodes.items():

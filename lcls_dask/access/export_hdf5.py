@@ -17,7 +17,7 @@ from ..errors import UnsupportedError
 from ..formats.codecs import Codec, bytes_codec
 from ..formats.hdf5.exported import NODE, RUN
 from ..model import Node, RunIndex, Variable
-from ..stores.metadata import chunk_count, dataset_attrs, jsonable, variable_attrs
+from ..stores.metadata import dataset_attrs, jsonable, variable_attrs
 from .layout import chunk_file, detectors_json
 
 SUFFIXES = frozenset({".h5", ".hdf5", ".nc"})
@@ -186,10 +186,10 @@ def _dataset(group: Any, path: str, variable: Variable, data: Path) -> Any:
     dtype: Any = stored_dtype(variable.dtype)
     if variable.dtype.kind == "U":
         dtype = h5py.string_dtype("utf-8", dtype.itemsize)
-    chunks = (variable.chunk, *variable.shape[1:]) if chunk_count(variable) else None
+    chunks = (variable.chunk, *variable.shape[1:]) if variable.chunk_count else None
     filters = {"shuffle": True, "compression": "gzip", "compression_opts": LEVEL} if len(variable.codecs) > 1 else {}
     dataset = group.create_dataset(variable.name, variable.shape, dtype, chunks=chunks, **(filters if chunks else {}))
-    for number in range(chunk_count(variable)):
+    for number in range(variable.chunk_count):
         corner = (number * variable.chunk, *(0 for _ in variable.shape[1:]))
         dataset.id.write_direct_chunk(corner, chunk_file(data, path, variable, number).read_bytes())
     for name, value in variable_attrs(variable).items():

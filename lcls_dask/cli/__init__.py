@@ -11,9 +11,13 @@ from ..errors import LclsError
 from .demo import demo
 from .doctor import doctor
 from .export import export
+from .identity import identity
 from .info import info
+from .issue import issue
 from .ls import ls
+from .serve import serve
 from .simulate import simulate
+from .token import token
 from .validate import validate
 
 DONE, FAILED, BAD_CALL, INTERRUPTED = 0, 1, 2, 130
@@ -29,7 +33,7 @@ def lcls_dask(debug: bool) -> None:
     """
 
 
-for _command in (info, ls, validate, simulate, export, doctor, demo):
+for _command in (info, ls, validate, simulate, export, doctor, demo, serve, identity, token, issue):
     lcls_dask.add_command(_command)
 
 

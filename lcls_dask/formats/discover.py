@@ -8,6 +8,7 @@ from pathlib import Path
 
 from .. import config
 from ..errors import AccessError, FormatError, LclsError, RunNotFoundError, UriError
+from ..uri import RunUri
 from .source import RunSource, SourceRef
 from .xtc2.files import is_xtc2, runs_in
 
@@ -127,6 +128,10 @@ def _open(ref: SourceRef) -> RunSource:
 
 
 def _read(ref: SourceRef) -> RunSource:
+    if ref.gateway is not None:
+        from .remote import RemoteSource
+
+        return RemoteSource(ref, open_source)
     try:
         return _read_as(format_of(Path(ref.path)), ref)
     except LclsError:
@@ -163,9 +168,42 @@ def may_grow(source: RunSource) -> bool:
     >>> may_grow(open_source(run_path))
     False
     """
+    if source.ref.gateway is not None:
+        return source.index.state != "ended"
     path = Path(source.ref.path)
     directory_of_streams = path.is_dir() and not (path / "zarr.json").exists()
     return source.index.state == "live" or (source.index.state == "cut" and directory_of_streams)
+
+
+def open_uri(uri: RunUri, snapshot: str | None = None, gateway: str | None = None) -> RunSource:
+    """Open a run by its URI: through a gateway, or under ``lcls.root`` where none is configured.
+
+    Parameters
+    ----------
+    uri : RunUri
+        Of a run.
+    snapshot : str, optional
+        What the URI itself does not pin.
+    gateway : str, optional
+        Address; ``lcls.gateway`` by default.
+
+    Returns
+    -------
+    RunSource
+
+    Raises
+    ------
+    UriError
+        It names no run, or nobody knows where runs are.
+    AccessError, RunNotFoundError, SnapshotError, UnreachableError, FormatError
+    """
+    if uri.run is None:
+        raise UriError(f"{uri}: names no run; write lcls://{uri.experiment}/r<NNNN>")
+    snapshot, address = uri.snapshot or snapshot, gateway or config.gateway()
+    if address is None:
+        return open_source(locate(uri.experiment, uri.run), uri.run, snapshot)
+    ref = SourceRef(str(RunUri(uri.experiment, uri.run)), uri.run, snapshot, (), address.rstrip("/"))
+    return reopen(ref) if snapshot else _open(ref)
 
 
 def find_runs(directory: str | Path) -> dict[int, Path]:
@@ -232,8 +270,8 @@ def experiment_directory(experiment: str) -> Path:
     root = config.root()
     if root is None:
         raise UriError(
-            f"lcls://{experiment}: needs to know where experiments are; set lcls.root in dask.config or LCLS_ROOT "
-            "(reading through a gateway is not in this version)"
+            f"lcls://{experiment}: needs to know where experiments are; set lcls.gateway (or LCLS_GATEWAY) to a gateway's "
+            "address, or lcls.root (or LCLS_ROOT) to a directory of them"
         )
     for directory in (root / experiment, root / experiment[:3] / experiment):
         if directory.is_dir():

@@ -8,6 +8,23 @@ from pathlib import Path
 EDGE = 4096
 
 
+def header_of(path: Path, used: int) -> str:
+    """Digest of a file's first bytes, of which `used` count: tells one file from another of the same size.
+
+    Raises
+    ------
+    OSError
+        The file cannot be read.
+
+    Examples
+    --------
+    >>> len(header_of(Path(__file__), 100))
+    32
+    """
+    with path.open("rb") as file:
+        return blake2b(file.read(min(EDGE, used)), digest_size=16).hexdigest()
+
+
 def snapshot_of(files: Sequence[tuple[Path, int]]) -> str:
     """Name the snapshot that these files make up.
 

@@ -19,7 +19,7 @@ class SourceRef:
     Attributes
     ----------
     path : str
-        Absolute path of the run's file or directory.
+        Absolute path of the run's file or directory, or its URI.
     run : int or None
         Which run, where the files hold several.
     snapshot : str or None
@@ -27,12 +27,15 @@ class SourceRef:
     used : tuple of (str, int)
         Bytes of each file that belong to the snapshot, so that a run that has grown since
         can be opened as it was.
+    gateway : str or None
+        Address of the gateway that `path`, then an ``lcls://`` URI, is read from.
     """
 
     path: str
     run: int | None = None
     snapshot: str | None = None
     used: tuple[tuple[str, int], ...] = ()
+    gateway: str | None = None
 
 
 class RunSource(Protocol):

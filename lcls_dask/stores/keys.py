@@ -10,7 +10,7 @@ import numpy as np
 from ..errors import FormatError, SnapshotError
 from ..formats.source import RunSource
 from ..model import Variable
-from .metadata import array_json, chunk_count, group_json, storage_chunk
+from .metadata import array_json, group_json
 
 METADATA = "zarr.json"
 
@@ -223,7 +223,7 @@ class RunKeys:
         return memoryview(data)
 
     def _decoded(self, path: str, variable: Variable, number: int, span: slice) -> memoryview:
-        item, rows = variable.item_bytes, storage_chunk(variable)
+        item, rows = variable.item_bytes, variable.storage_chunk
         start, stop, _ = span.indices(rows * item)
         if start >= stop:
             return memoryview(b"")
@@ -256,7 +256,7 @@ def _path(parts: list[str]) -> str:
 
 
 def _chunk_bytes(variable: Variable) -> int:
-    return storage_chunk(variable) * variable.item_bytes
+    return variable.storage_chunk * variable.item_bytes
 
 
 def _within(variable: Variable, rest: list[str]) -> Iterator[Entry]:
@@ -265,10 +265,10 @@ def _within(variable: Variable, rest: list[str]) -> Iterator[Entry]:
     size = None if variable.codecs else _chunk_bytes(variable)
     if not rest:
         yield Entry(METADATA, False, len(array_json(variable)))
-        if chunk_count(variable):
+        if variable.chunk_count:
             yield Entry("c") if ndim else Entry("c", False, size)
     elif rest == ["c"] and ndim:
-        for number in range(chunk_count(variable)):
+        for number in range(variable.chunk_count):
             yield Entry(str(number)) if ndim > 1 else Entry(str(number), False, size)
     elif rest[0] == "c" and len(rest) <= ndim and _number(variable, rest[1:]) is not None:
         yield Entry("0") if len(rest) < ndim else Entry("0", False, size)
@@ -281,4 +281,4 @@ def _number(variable: Variable, indices: list[str]) -> int | None:
     text = indices[0] if indices else "0"
     if not (text.isascii() and text.isdigit()) or (len(text) > 1 and text[0] == "0") or len(text) > 18:
         return None
-    return int(text) if int(text) < chunk_count(variable) else None
+    return int(text) if int(text) < variable.chunk_count else None

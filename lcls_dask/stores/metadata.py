@@ -28,52 +28,6 @@ _DECODED = frozenset(
 )
 
 
-def storage_chunk(variable: Variable) -> int:
-    """Rows of one storage chunk.
-
-    An array of a single chunk that is not stored encoded gets a chunk of its own length, so that
-    short runs are not padded.
-
-    Parameters
-    ----------
-    variable : Variable
-
-    Returns
-    -------
-    int
-        At least 1.
-
-    Examples
-    --------
-    >>> storage_chunk(Variable("pulse_id", ("event",), (10,), np.dtype("u8"), chunk=65536))
-    10
-    """
-    rows = variable.shape[0] if variable.shape else 1
-    return max(1, variable.chunk if variable.codecs else min(variable.chunk, rows))
-
-
-def chunk_count(variable: Variable) -> int:
-    """Number of storage chunks, all along the first dimension.
-
-    Parameters
-    ----------
-    variable : Variable
-
-    Returns
-    -------
-    int
-        0 where any dimension has no length, 1 for a scalar.
-
-    Examples
-    --------
-    >>> chunk_count(Variable("pulse_id", ("event",), (10,), np.dtype("u8"), chunk=4))
-    3
-    """
-    if 0 in variable.shape:
-        return 0
-    return -(-variable.shape[0] // storage_chunk(variable)) if variable.shape else 1
-
-
 def jsonable(value: Any) -> Any:
     """An attribute's value as JSON can say it.
 
@@ -249,7 +203,7 @@ def array_json(variable: Variable) -> bytes:
 
 
 def _chunk_shape(variable: Variable) -> list[int]:
-    lengths = (storage_chunk(variable), *variable.shape[1:]) if variable.shape else ()
+    lengths = (variable.storage_chunk, *variable.shape[1:]) if variable.shape else ()
     return [max(1, length) for length in lengths]
 
 

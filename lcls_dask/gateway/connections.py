@@ -1,0 +1,253 @@
+"""Connections: the TLS handshake, one request after the other, deadlines, and the end of what has expired."""
+
+import asyncio
+import logging
+import ssl
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+from tornado.iostream import IOStream, SSLIOStream, StreamClosedError
+from tornado.tcpserver import TCPServer
+
+from ..errors import AccessError
+from ..security import Peer, peer_of
+from .limits import Usage
+from .metrics import Metrics
+from .request import END, MOST_HEAD, BadRequestError, Request, parse_head
+from .response import Response, error_response
+from .service import Client, Service
+from .settings import Timeouts
+
+_log = logging.getLogger(__name__)
+
+#: Seconds between looks at certificates and deadlines.
+SWEEP = 2.0
+#: A body up to this size goes out together with its head.
+_SMALL = 64 << 10
+_READ = 16 << 10
+
+
+@dataclass(eq=False)
+class Connection:
+    """A connection and what it is waiting for.
+
+    Attributes
+    ----------
+    stream : SSLIOStream
+    address : str
+    deadline : float
+        Of the monotonic clock: when its patience ends.
+    waiting : str
+        For what, as the audit says it.
+    busy : bool
+        Whether a request is being answered.
+    client : Client or None
+        None until the handshake is over.
+    """
+
+    stream: SSLIOStream
+    address: str
+    deadline: float
+    waiting: str = "handshake"
+    busy: bool = False
+    client: Client | None = None
+
+    def wait(self, what: str, seconds: float) -> None:
+        """Give it so many seconds from now."""
+        self.waiting, self.deadline = what, time.monotonic() + seconds
+
+
+class Connections(TCPServer):
+    """The TLS listener of one process.
+
+    Parameters
+    ----------
+    service : Service
+    context : ssl.SSLContext
+    usage : Usage
+    metrics : Metrics
+    timeouts : Timeouts
+    revoked : callable
+        Whether a peer's certificate is revoked.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        context: ssl.SSLContext,
+        usage: Usage,
+        metrics: Metrics,
+        timeouts: Timeouts,
+        revoked: Callable[[Peer], bool],
+    ) -> None:
+        super().__init__(ssl_options=context, read_chunk_size=_READ)
+        self._service, self._usage, self._metrics = service, usage, metrics
+        self._timeouts, self._revoked = timeouts, revoked
+        self._open: set[Connection] = set()
+        self._draining = self._served = False
+
+    def use(self, context: ssl.SSLContext) -> None:
+        """Take another certificate, for connections that begin from now on."""
+        self.ssl_options = context
+
+    async def handle_stream(self, stream: IOStream, address: tuple[str, int]) -> None:
+        """Serve a connection until it ends."""
+        connection = Connection(cast(SSLIOStream, stream), address[0], 0.0)
+        connection.wait("handshake", self._timeouts.handshake)
+        self._open.add(connection)
+        self._metrics.connections(len(self._open))
+        try:
+            await self._serve(connection)
+        except (StreamClosedError, ConnectionError):
+            pass  # whoever closed it has said why
+        except Exception:
+            _log.exception("a connection ended unexpectedly")
+        finally:
+            stream.close()
+            self._open.discard(connection)
+            self._metrics.connections(len(self._open))
+            if connection.client is not None:
+                self._usage.disconnected(connection.client.peer.user)
+
+    def sweep(self) -> None:
+        """Close connections whose certificate has expired or was revoked, and those that take too long."""
+        now, today = time.monotonic(), time.time()
+        for connection in list(self._open):
+            if (client := connection.client) is not None and (reason := self._lapsed(client.peer, today)):
+                self._end(connection, reason)
+            elif now > connection.deadline:
+                # to be silent between two requests is no offence
+                self._end(connection, "" if connection.waiting == "idle" else f"{connection.waiting} timeout")
+
+    def quiet(self) -> bool:
+        """Whether nothing is being answered now, but something was since this was last asked."""
+        served, self._served = self._served, False
+        return served and not any(connection.busy for connection in self._open)
+
+    async def drain(self) -> None:
+        """Accept nothing more, let requests end, then close everything."""
+        await asyncio.sleep(0)  # what has been accepted is begun
+        self.stop()
+        self._draining = True
+        end = time.monotonic() + self._timeouts.drain
+        while self._open and time.monotonic() < end:
+            for connection in list(self._open):
+                if not connection.busy:
+                    connection.stream.close()
+            await asyncio.sleep(0.02)
+        for connection in list(self._open):
+            connection.stream.close()
+
+    def _lapsed(self, peer: Peer, today: float) -> str:
+        if today > peer.not_after:
+            return "certificate expired"
+        return "certificate revoked" if self._revoked(peer) else ""
+
+    def _end(self, connection: Connection, reason: str) -> None:
+        if reason:
+            self._refuse(connection, reason)
+        connection.stream.close()
+
+    def _refuse(self, connection: Connection, reason: str, status: int = 0) -> None:
+        self._metrics.refused()
+        self._service.refuse(connection.client, reason, status, connection.address)
+
+    async def _serve(self, connection: Connection) -> None:
+        stream = connection.stream
+        try:
+            await stream.wait_for_handshake()
+        except (ssl.SSLError, OSError) as error:
+            if connection in self._open and time.monotonic() <= connection.deadline:
+                self._refuse(connection, _why(stream.error or error))
+            return
+        stream.set_nodelay(True)
+        der = stream.socket.getpeercert(binary_form=True)
+        try:
+            peer = peer_of(der or b"")
+        except AccessError as error:
+            self._refuse(connection, str(error))
+            return
+        if reason := self._lapsed(peer, time.time()):  # a resumed session brings a certificate that was checked earlier
+            self._refuse(connection, reason)
+            return
+        connection.client = Client(peer, connection.address, self._usage.connected(peer.user))
+        await self._requests(connection, connection.client)
+
+    async def _requests(self, connection: Connection, client: Client) -> None:
+        received = bytearray()
+        connection.wait("head", self._timeouts.head)  # whoever connects has something to ask
+        while not self._draining:
+            try:
+                request = await self._next(connection, received)
+            except BadRequestError as error:
+                self._refuse(connection, error.reason, error.status)
+                await self._write(connection, error_response(error.status, error.reason, close=True), "GET")
+                return
+            connection.busy = self._served = True
+            connection.wait("answer", self._timeouts.idle * 10)  # of files, not of the client
+            begun = time.perf_counter()
+            answer = await self._service.answer(request, client)
+            try:
+                open_ = await self._write(connection, answer.response, request.method, request.keep_alive)
+            finally:
+                self._service.sent(client, answer)
+                connection.busy = False
+            took = time.perf_counter() - begun
+            self._metrics.answered(answer.kind, answer.response.status, answer.held, took)
+            if not open_:
+                return
+            del answer  # its body is a chunk, which need not live while the client is silent
+            connection.wait("idle", self._timeouts.idle)
+
+    async def _next(self, connection: Connection, received: bytearray) -> Request:
+        """The next request; what follows it stays in `received`."""
+        begun = False
+        while True:
+            _refuse_early(received)
+            if (end := received.find(END)) >= 0:
+                break
+            if received and not begun:
+                begun = True
+                connection.wait("head", self._timeouts.head)
+            received += await connection.stream.read_bytes(_READ, partial=True)
+        head = bytes(received[:end])
+        del received[: end + len(END)]
+        return parse_head(head)
+
+    async def _write(self, connection: Connection, response: Response, method: str, keep_alive: bool = True) -> bool:
+        """Send an answer; whether the connection stays open."""
+        close = response.close or not keep_alive or self._draining
+        head = response.head(close=close)
+        size = 0 if method == "HEAD" else response.size
+        connection.wait("send", self._timeouts.idle + size / self._timeouts.slowest)
+        if size <= _SMALL:
+            await connection.stream.write(head + response.body[:size])
+        else:
+            written = connection.stream.write(head)
+            await connection.stream.write(response.body)
+            await written
+        return not close
+
+
+def _refuse_early(received: bytearray) -> None:
+    """Refuse what can no longer become a request, without waiting for its end."""
+    if len(received) > MOST_HEAD and received.find(END, 0, MOST_HEAD) < 0:
+        raise BadRequestError(431, "header fields too large")
+    if received and not 0x41 <= received[0] <= 0x5A:
+        raise BadRequestError(400, "not HTTP")
+    at = received.find(b"\n")
+    while at >= 0:
+        if at == 0 or received[at - 1] != 0x0D:
+            raise BadRequestError(400, "bare line feed")
+        at = received.find(b"\n", at + 1)
+
+
+def _why(error: BaseException) -> str:
+    """Why a handshake failed, in OpenSSL's words but without its line numbers."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"TLS: {error.verify_message}"
+    if isinstance(error, ssl.SSLError) and error.reason:
+        return f"TLS: {error.reason.replace('_', ' ').lower()}"
+    return "TLS: connection closed"

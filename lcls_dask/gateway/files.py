@@ -1,0 +1,140 @@
+"""Which files a run is made of, and whether they are still the ones that were opened."""
+
+import os
+import time
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+
+from ..errors import SnapshotError
+from ..formats import RunSource
+from ..formats.hdf5 import SUFFIXES
+from ..formats.identity import EDGE
+from ..formats.xtc2.files import IN_PROGRESS
+
+_METADATA = "zarr.json"
+
+
+@dataclass(frozen=True)
+class FileIdentity:
+    """A file as it was at one moment.
+
+    Attributes
+    ----------
+    path : str
+        Absolute, as it will be when the run has ended.
+    used : int or None
+        Bytes that belong to the snapshot, None where all do.
+    device, inode, size, mtime_ns : int
+    """
+
+    path: str
+    used: int | None
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+
+    def header(self) -> str:
+        """Digest of the file's first bytes, as many as a snapshot looks at."""
+        used = self.size if self.used is None else self.used
+        path = self.path if os.path.exists(self.path) else self.path + IN_PROGRESS
+        with open(path, "rb") as file:
+            return blake2b(file.read(min(EDGE, used)), digest_size=16).hexdigest()
+
+
+class Watch:
+    """Says when a run's files are no longer those that were opened.
+
+    A file that is still being written may grow, and lose the mark of being written. All others must keep their inode,
+    size and time of modification.
+
+    Parameters
+    ----------
+    source : RunSource
+        Just opened.
+    """
+
+    def __init__(self, source: RunSource) -> None:
+        self._opened_ns = time.time_ns()
+        self._path = Path(source.ref.path)
+        self._store = self._path.is_dir() and (self._path / _METADATA).exists()
+        self._grows = source.index.state == "live"
+        self._files = identities(source)
+
+    def check(self, key: str) -> None:
+        """Look at all files.
+
+        Parameters
+        ----------
+        key : str
+            What was read: of an exported store it is one more file.
+
+        Raises
+        ------
+        SnapshotError
+        """
+        for was in self._files:
+            try:
+                now = _stat(was.path)
+            except OSError as error:
+                raise SnapshotError(self._message(was.path, f"is gone ({error.strerror})")) from error
+            if (now.st_dev, now.st_ino) != (was.device, was.inode):
+                raise SnapshotError(self._message(was.path, "was replaced"))
+            growing = self._grows or (was.used is not None and was.used < was.size)
+            if growing and was.used is not None and now.st_size < was.used:
+                raise SnapshotError(self._message(was.path, "was truncated"))
+            if not growing and (now.st_size, now.st_mtime_ns) != (was.size, was.mtime_ns):
+                raise SnapshotError(self._message(was.path, "was written to"))
+        if self._store and not key.endswith(_METADATA):
+            self._check_chunk(key)
+
+    def _check_chunk(self, key: str) -> None:
+        try:
+            now = os.stat(self._path / key)
+        except OSError as error:
+            raise SnapshotError(self._message(key, f"is gone ({error.strerror})")) from error
+        if max(now.st_mtime_ns, now.st_ctime_ns) > self._opened_ns:
+            raise SnapshotError(self._message(key, "was written to"))
+
+    def _message(self, path: str, what: str) -> str:
+        return f"{os.path.basename(path)}: {what} since the run was opened; ask for the run again, without a snapshot"
+
+
+def identities(source: RunSource) -> tuple[FileIdentity, ...]:
+    """The files of a run.
+
+    Raises
+    ------
+    OSError
+        One is not there any more.
+
+    Examples
+    --------
+    >>> from lcls_dask.formats import open_source
+    >>> [found.size for found in identities(open_source(run_path))]
+    [...]
+    """
+    path = Path(source.ref.path)
+    home = path if path.is_dir() else path.parent
+    used: dict[str, int | None] = dict(source.ref.used)
+    if not used:
+        if path.is_file():
+            used = {path.name: None}
+        elif (path / _METADATA).exists():
+            used = {_METADATA: None}
+        else:
+            used = {entry.name: None for entry in sorted(path.iterdir()) if entry.suffix in SUFFIXES}
+    return tuple(_identity(home / name, size) for name, size in used.items())
+
+
+def _identity(path: Path, used: int | None) -> FileIdentity:
+    now = _stat(str(path))
+    return FileIdentity(str(path), used, now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns)
+
+
+def _stat(path: str) -> os.stat_result:
+    try:
+        return os.stat(path)
+    except FileNotFoundError:
+        return os.stat(path + IN_PROGRESS)

@@ -1,0 +1,448 @@
+"""Capabilities: what a token lets its holder do, written, narrowed and read as biscuits.
+
+The issuer writes rights into the first block; whoever holds the token may append blocks that narrow it. Such a
+block may hold *only* the checks that `attenuate` writes. Biscuits in general allow any Datalog there, which
+could not widen anything, but could keep a gateway busy for minutes: the library's own limit on time is not
+looked at within one join.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, TypeVar
+
+from biscuit_auth import Biscuit, BiscuitBuilder, BlockBuilder, KeyPair, PrivateKey, PublicKey, UnverifiedBiscuit
+
+from ..errors import IdentityError
+from .access import Operation
+from .policy import EXPERIMENT
+
+T = TypeVar("T")
+
+FIRST_RUN: Final = 0
+LAST_RUN: Final = 999_999  # of six digits, as in a URI
+ANY_DETECTOR: Final = "*"
+#: What a request's header can carry, and what can be checked in a millisecond.
+MAX_TOKEN_LENGTH: Final = 8192
+MAX_BLOCKS: Final = 16
+MAX_RIGHTS: Final = 32
+
+_GLOB = re.compile(r"[A-Za-z0-9_.*?-]{1,64}")
+_DATE = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"
+_NAME = r"[a-z][a-z0-9_]*"
+# the library prints strings as they are, without escapes; so a check could be told as several, but each of
+# them is one of these, and checks only narrow
+_PATTERN = r"\^(?:[A-Za-z0-9_-]|\\\.|\.\*|\.)+\$"
+#: The checks that a block may hold, by what each looks at.
+_CHECKS = {
+    "time": re.compile(rf"check if time\(\$t\), \$t < ({_DATE})"),
+    "run": re.compile(r"check if run\(\$r\), \$r >= (\d{1,6}), \$r <= (\d{1,6}) or whole_experiment\(true\)"),
+    "detector": re.compile(rf'check if detector\(\$d\), \$d\.matches\("({_PATTERN})"\) or metadata\(true\)'),
+    "operation": re.compile(rf'check if operation\("{_NAME}"\)(?: or operation\("{_NAME}"\))*'),
+    "experiment": re.compile(rf'check if experiment\("{_NAME}"\)(?: or experiment\("{_NAME}"\))*'),
+}
+_AUTHORITY = {
+    "user": re.compile(r'user\("([^"\\]+)"\)'),
+    "holder": re.compile(r'holder\("([0-9a-f]{64})"\)'),
+    "expires": re.compile(rf"expires\(({_DATE})\)"),
+    "right": re.compile(rf'right\("({_NAME})", "({_NAME})", (\d{{1,6}}), (\d{{1,6}}), "({_PATTERN})"\)'),
+    "peer": re.compile(r'check if peer\("[0-9a-f]{64}"\)'),
+    "client": re.compile(r'check if client\("[^"\\]+"\)'),
+    "time": _CHECKS["time"],
+}
+
+
+class TokenError(IdentityError):
+    """A token cannot be parsed, is not signed by a known issuer, or holds what it must not hold."""
+
+
+class AttenuationError(TokenError):
+    """A block that was appended to a token holds anything but a known check."""
+
+
+@dataclass(frozen=True)
+class Right:
+    """Something that a token allows.
+
+    Attributes
+    ----------
+    experiment : str
+    operations : frozenset of Operation
+    first, last : int
+        Runs, both included.
+    detectors : str
+        Glob over names of detectors: ``*`` and ``?``.
+
+    Raises
+    ------
+    TokenError
+        A part of it is malformed; the experiment is always an exact name.
+
+    Examples
+    --------
+    >>> Right("tmox42619", frozenset({Operation.READ}), 10, 20, "hsd*").last
+    20
+    """
+
+    experiment: str
+    operations: frozenset[Operation]
+    first: int = FIRST_RUN
+    last: int = LAST_RUN
+    detectors: str = ANY_DETECTOR
+
+    def __post_init__(self) -> None:
+        if not EXPERIMENT.fullmatch(self.experiment):
+            raise TokenError(f"{self.experiment[:40]!r} is no experiment: give its exact name, such as tmox42619")
+        if not FIRST_RUN <= self.first <= self.last <= LAST_RUN:
+            raise TokenError(f"{self.first} to {self.last} is no range of runs: first <= last <= {LAST_RUN}")
+        if not _GLOB.fullmatch(self.detectors):
+            raise TokenError(f"{self.detectors[:40]!r} is no glob over detectors: letters, digits and _ . - * ?")
+        if not self.operations:
+            raise TokenError(f"a right to {self.experiment} needs an operation: {', '.join(Operation)}")
+
+
+@dataclass(frozen=True)
+class Capability:
+    """What a token says.
+
+    Attributes
+    ----------
+    user : str
+    holder : str
+        SHA-256 of the certificate that has to present it, hexadecimal.
+    expires : float
+        Seconds since the epoch; the earliest of all blocks.
+    rights : tuple of Right
+        What the issuer granted.
+    narrowed : tuple of str
+        What appended blocks demand besides, as Datalog.
+    revocation_ids : tuple of str
+        One a block; revoking any of them revokes the token.
+    """
+
+    user: str
+    holder: str
+    expires: float
+    rights: tuple[Right, ...]
+    narrowed: tuple[str, ...]
+    revocation_ids: tuple[str, ...]
+
+
+class IssuerKeys:
+    """Public keys of issuers, each under the identifier that its tokens carry.
+
+    Parameters
+    ----------
+    pems : iterable of bytes
+        Public keys, PEM.
+
+    Raises
+    ------
+    IdentityError
+        There is none, or one is no Ed25519 public key.
+    """
+
+    def __init__(self, pems: Iterable[bytes]) -> None:
+        self._keys = {key_identifier(key): key for key in map(_public_key, pems)}
+        if not self._keys:
+            raise IdentityError("no issuer's public key is known: take biscuit.pub from the issuer's directory")
+
+    @classmethod
+    def load(cls, *paths: str | Path) -> "IssuerKeys":
+        """Read the keys from files; of a directory, those that end in ``.pub``."""
+        from .files import read_public
+
+        files = [
+            file for path in map(Path, paths) for file in (sorted(path.glob("*.pub")) if path.is_dir() else [path])
+        ]
+        return cls(read_public(file) for file in files)
+
+    def verify(self, token: str) -> Biscuit:
+        """Parse a token and check all its signatures.
+
+        Parameters
+        ----------
+        token : str
+
+        Returns
+        -------
+        biscuit_auth.Biscuit
+
+        Raises
+        ------
+        TokenError
+            Not signed by one of these keys, tampered with, or no token at all.
+        """
+        if len(token) > MAX_TOKEN_LENGTH:
+            raise TokenError(f"the token has {len(token)} characters, at most {MAX_TOKEN_LENGTH} are accepted")
+        return contained(lambda: Biscuit.from_base64(token, self._key))
+
+    def _key(self, identifier: int | None = None) -> PublicKey:
+        return self._keys[identifier]  # type: ignore[index]  # a token without one is of another issuer: KeyError
+
+    def __repr__(self) -> str:
+        return f"IssuerKeys({', '.join(f'{identifier:08x}' for identifier in self._keys)})"
+
+
+def contained(call: Callable[[], T]) -> T:
+    """Call the biscuit library; whatever it does with a hostile token becomes a `TokenError` without the token.
+
+    Its Rust code can panic (it does for terms that it cannot turn into Python's), and a panic is no `Exception`: it
+    would end the process.
+    """
+    try:
+        return call()
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException:
+        raise TokenError("the token is not signed by a known issuer, or is damaged: ask for a new one") from None
+
+
+def key_identifier(key: PublicKey) -> int:
+    """Number that tokens name a key by: the first four bytes of the SHA-256 of the public key."""
+    return int.from_bytes(hashlib.sha256(bytes(key.to_bytes())).digest()[:4], "big")
+
+
+def issue(key: PrivateKey, user: str, holder: str, rights: Iterable[Right], expires: float) -> str:
+    """Sign a token.
+
+    Parameters
+    ----------
+    key : biscuit_auth.PrivateKey
+        Of the issuer.
+    user : str
+    holder : str
+        SHA-256 of the certificate that has to present it, hexadecimal.
+    rights : iterable of Right
+    expires : float
+        Seconds since the epoch.
+
+    Returns
+    -------
+    str
+
+    Raises
+    ------
+    TokenError
+        It would allow nothing, or be too long for a request.
+    """
+    granted = list(rights)
+    if not 0 < len(granted) <= MAX_RIGHTS:
+        raise TokenError(f"a token for {len(granted)} experiments: name between 1 and {MAX_RIGHTS}")
+    builder = BiscuitBuilder(
+        "user({user}); holder({holder}); expires({expires});"
+        "check if peer({holder}); check if client({user}); check if time($t), $t < {expires};",
+        {"user": user, "holder": holder, "expires": _date(expires)},
+    )
+    for right in granted:
+        values = {
+            "experiment": right.experiment,
+            "first": right.first,
+            "last": right.last,
+            "pattern": pattern_of(right.detectors),
+        }
+        for operation in sorted(right.operations):
+            code = "right({experiment}, {operation}, {first}, {last}, {pattern});"
+            builder.add_code(code, values | {"operation": str(operation)})
+    builder.set_root_key_id(key_identifier(KeyPair.from_private_key(key).public_key))
+    token: str = builder.build(key).to_base64()
+    if len(token) > MAX_TOKEN_LENGTH:
+        raise TokenError(f"the token has {len(token)} characters, at most {MAX_TOKEN_LENGTH}: name fewer experiments")
+    return token
+
+
+def attenuate(
+    token: str,
+    keys: IssuerKeys,
+    *,
+    experiments: Iterable[str] = (),
+    runs: tuple[int, int] | None = None,
+    detectors: str | None = None,
+    operations: Iterable[Operation] = (),
+    expires: float | None = None,
+) -> str:
+    """Narrow a token, offline and without any private key; what is not given stays as it is.
+
+    Parameters
+    ----------
+    token : str
+    keys : IssuerKeys
+    experiments : iterable of str
+    runs : tuple of int, optional
+        First and last, both included.
+    detectors : str, optional
+        Glob.
+    operations : iterable of Operation
+    expires : float, optional
+        Seconds since the epoch. Later than the token's own expiry changes nothing.
+
+    Returns
+    -------
+    str
+
+    Raises
+    ------
+    TokenError
+        The token is not good, nothing was asked for, or a part of it is malformed.
+    """
+    names, allowed = list(experiments), [Operation(operation) for operation in operations]
+    first, last = runs or (FIRST_RUN, LAST_RUN)
+    for name in names or ["any"]:
+        Right(name, frozenset(allowed or Operation), first, last, detectors or ANY_DETECTOR)  # is it well-formed?
+    block = BlockBuilder("")
+    if names:
+        block.add_code("check if " + " or ".join(f'experiment("{name}")' for name in names) + ";")
+    if runs is not None:
+        code = "check if run($r), $r >= {first}, $r <= {last} or whole_experiment(true);"
+        block.add_code(code, {"first": first, "last": last})
+    if detectors is not None:
+        code = "check if detector($d), $d.matches({pattern}) or metadata(true);"
+        block.add_code(code, {"pattern": pattern_of(detectors)})
+    if allowed:
+        block.add_code("check if " + " or ".join(f'operation("{operation}")' for operation in allowed) + ";")
+    if expires is not None:
+        block.add_code("check if time($t), $t < {expires};", {"expires": _date(expires)})
+    if not (names or allowed or runs is not None or detectors is not None or expires is not None):
+        raise TokenError("nothing to narrow: give experiments, runs, detectors, operations or an expiry")
+    narrowed: str = keys.verify(token).append(block).to_base64()
+    read(keys.verify(narrowed))
+    return narrowed
+
+
+def read(biscuit: Biscuit | UnverifiedBiscuit) -> Capability:
+    """What a token says; every block must hold nothing but what `issue` and `attenuate` write.
+
+    Parameters
+    ----------
+    biscuit : biscuit_auth.Biscuit or biscuit_auth.UnverifiedBiscuit
+
+    Returns
+    -------
+    Capability
+
+    Raises
+    ------
+    AttenuationError
+        An appended block holds anything else.
+    TokenError
+        The first block does: it is no token of this package.
+    """
+    blocks = contained(biscuit.block_count)
+    if blocks > MAX_BLOCKS:
+        raise AttenuationError(f"the token was narrowed {blocks - 1} times, at most {MAX_BLOCKS - 1} are accepted")
+    sources = [contained(lambda i=index: biscuit.block_source(i)) for index in range(blocks)]  # type: ignore[misc]
+    facts: dict[str, list[tuple[str, ...]]] = {}
+    for statement in _statements(sources[0]):
+        kind, found = _match(statement, _AUTHORITY)
+        if found is None:
+            raise TokenError("the token is no capability of this package: ask the issuer for one")
+        facts.setdefault(kind, []).append(found)
+    if any(len(facts.get(kind, ())) != 1 for kind in ("user", "holder", "expires", "peer", "client", "time")):
+        raise TokenError("the token is no capability of this package: ask the issuer for one")
+    expiries = [facts["expires"][0][0]]
+    narrowed = []
+    for index, source in enumerate(sources[1:], 1):
+        # a block signed by a third party could be given trust by others, and there is no use for it here
+        if isinstance(biscuit, Biscuit) and contained(lambda i=index: biscuit.block_external_key(i)) is not None:  # type: ignore[misc]
+            raise AttenuationError("a block of the token is signed by a third party; narrow it with lcls-dask token")
+        for statement in _statements(source):
+            kind, found = _match(statement, _CHECKS)
+            if found is None:
+                raise AttenuationError("a block of the token holds more than checks; narrow it with lcls-dask token")
+            if kind == "time":
+                expiries.append(found[0])
+            narrowed.append(statement)
+    return Capability(
+        facts["user"][0][0],
+        facts["holder"][0][0],
+        min(datetime.fromisoformat(expiry).timestamp() for expiry in expiries),
+        _rights(facts.get("right", [])),
+        tuple(narrowed),
+        tuple(contained(lambda: biscuit.revocation_ids)),
+    )
+
+
+def read_unverified(token: str) -> Capability:
+    """What a token claims, without a look at its signatures: for people, never for a decision.
+
+    Parameters
+    ----------
+    token : str
+
+    Returns
+    -------
+    Capability
+
+    Raises
+    ------
+    TokenError
+        It is no token of this package.
+    """
+    if len(token) > MAX_TOKEN_LENGTH:
+        raise TokenError(f"the token has {len(token)} characters, at most {MAX_TOKEN_LENGTH} are accepted")
+    return read(contained(lambda: UnverifiedBiscuit.from_base64(token)))
+
+
+def pattern_of(glob: str) -> str:
+    """Regular expression of a glob, in the part of the language that Python and Rust share.
+
+    Parameters
+    ----------
+    glob : str
+
+    Returns
+    -------
+    str
+
+    Examples
+    --------
+    >>> print(pattern_of("hsd*.v?"))
+    ^hsd.*\\.v.$
+    """
+    parts = {"*": ".*", "?": ".", ".": r"\."}
+    return "^" + "".join(parts.get(character, character) for character in glob) + "$"
+
+
+def glob_of(pattern: str) -> str:
+    """Glob of a regular expression that `pattern_of` wrote."""
+    return re.sub(r"\\\.|\.\*|\.", lambda found: {"\\.": ".", ".*": "*", ".": "?"}[found[0]], pattern[1:-1])
+
+
+def _rights(facts: Iterable[tuple[str, ...]]) -> tuple[Right, ...]:
+    operations: dict[tuple[str, int, int, str], set[Operation]] = {}
+    for experiment, operation, first, last, pattern in facts:
+        key = experiment, int(first), int(last), glob_of(pattern)
+        operations.setdefault(key, set()).add(Operation(operation))
+    return tuple(
+        Right(experiment, frozenset(allowed), first, last, detectors)
+        for (experiment, first, last, detectors), allowed in operations.items()
+    )
+
+
+def _statements(source: str) -> list[str]:
+    return [line.removesuffix(";") for line in source.splitlines() if line]
+
+
+def _match(statement: str, known: Mapping[str, re.Pattern[str]]) -> tuple[str, tuple[str, ...] | None]:
+    for kind, pattern in known.items():
+        if found := pattern.fullmatch(statement):
+            return kind, found.groups()
+    return "", None
+
+
+def _date(seconds: float) -> datetime:
+    return datetime.fromtimestamp(int(seconds), UTC)
+
+
+def _public_key(pem: bytes) -> PublicKey:
+    try:
+        key = PublicKey.from_pem(pem.decode())  # type: ignore[attr-defined]
+    except Exception:
+        raise IdentityError("not an issuer's public key (PEM, Ed25519): take its biscuit.pub") from None
+    if not repr(key).startswith("ed25519/"):
+        # whoever holds a token could change an ECDSA signature, and with it the id that revokes the token
+        raise IdentityError("an issuer's key for tokens must be Ed25519, so that they can be revoked")
+    return key  # type: ignore[no-any-return]

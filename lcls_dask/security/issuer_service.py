@@ -1,0 +1,205 @@
+"""The issuer as a small service: renews the certificate of whoever calls, and gives tokens that policy grants.
+
+====================  =============================================  ==========================================
+``POST``              body                                           answer
+====================  =============================================  ==========================================
+``/v1/certificates``  a certificate request (PEM)                    `signed_cert`, `ca_cert`, `issuer_key`
+``/v1/tokens``        JSON: `rights` (or none, for all), `minutes`   `token`, `token_id`, `expires`
+====================  =============================================  ==========================================
+
+It decides by the certificate of the connection alone: nothing in a request can name another user.
+"""
+
+import asyncio
+import json
+import logging
+import signal
+import ssl
+from collections.abc import Callable
+from typing import Any
+
+from cryptography import x509
+from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_sockets
+from tornado.web import Application, HTTPError, RequestHandler
+
+from ..errors import AccessError, IdentityError
+from .access import Operation
+from .capability import FIRST_RUN, LAST_RUN, Right, TokenError, read_unverified
+from .issuer import DEFAULT_MINUTES, Issuer, narrowed
+from .peer import Peer, peer_of
+from .policy import Policy
+from .revocations import Revocations
+from .tls import server_context
+
+logger = logging.getLogger(__name__)
+
+_MAX_BODY = 64 * 1024
+
+
+class _Handler(RequestHandler):
+    issuer: Issuer
+    policy: Policy
+    revocations: Revocations
+    peer: Peer
+    certificate: x509.Certificate
+
+    def initialize(self, issuer: Issuer, policy: Policy, revocations: Revocations) -> None:
+        self.issuer, self.policy, self.revocations = issuer, policy, revocations
+
+    def prepare(self) -> None:
+        # at each request, not at the handshake only: certificates end while connections last
+        der = self.request.get_ssl_certificate(binary_form=True)
+        if not isinstance(der, bytes):
+            raise IdentityError("no certificate was presented")
+        self.peer = peer_of(der)
+        self.certificate = x509.load_der_x509_certificate(der)
+        if self.issuer.clock() >= self.peer.not_after:
+            raise IdentityError("the certificate has expired: ask the issuer's operator for a new one")
+        if self.peer.serial in self.revocations:
+            raise IdentityError("the certificate was revoked: ask the issuer's operator for a new one")
+
+    def set_default_headers(self) -> None:
+        self.clear_header("Server")
+        self.set_header("Cache-Control", "no-store")
+
+    def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
+        if not isinstance(value, AccessError):
+            super().log_exception(typ, value, tb)
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        error = kwargs["exc_info"][1] if "exc_info" in kwargs else None
+        if isinstance(error, TokenError):
+            status_code = 400
+        elif isinstance(error, AccessError):
+            status_code = 401 if isinstance(error, IdentityError) else 403
+        self.set_status(status_code)
+        self.finish({"error": str(error) if isinstance(error, AccessError) else self._reason})
+        user = self.peer.user if hasattr(self, "peer") else "unknown"
+        logger.info("%s %s of %s refused: %s", self.request.method, self.request.path, user, error)
+
+
+class _Certificates(_Handler):
+    def post(self) -> None:
+        try:
+            self.finish(self.issuer.renew(self.certificate, self.request.body))
+        except IdentityError as error:
+            raise TokenError(str(error)) from None
+        logger.info("renewed the certificate of %s (%s), serial %s", self.peer.user, self.peer.role, self.peer.serial)
+
+
+class _Tokens(_Handler):
+    def post(self) -> None:
+        wanted, minutes = parse_wish(self.request.body)
+        token = self.issuer.token(self.peer, narrowed(self.policy, self.peer.user, wanted), minutes)
+        told = read_unverified(token)
+        self.finish({"token": token, "token_id": told.revocation_ids[0], "expires": told.expires})
+        logger.info("token %.16s for %s (%s)", told.revocation_ids[0], self.peer.user, self.peer.role)
+
+
+class _Health(_Handler):
+    def get(self) -> None:
+        self.finish({"status": "ok"})
+
+
+class _NotFound(_Handler):
+    def prepare(self) -> None:
+        super().prepare()
+        raise HTTPError(404)
+
+
+def parse_wish(body: bytes) -> tuple[list[Right] | None, float]:
+    """Read what a token is asked for.
+
+    Parameters
+    ----------
+    body : bytes
+        JSON, may be empty: `minutes`; `rights`, a list of objects with `experiment` and maybe `operations`, `runs`
+        (first and last) and `detectors`.
+
+    Returns
+    -------
+    rights : list of Right or None
+        None: all that is granted.
+    minutes : float
+
+    Raises
+    ------
+    TokenError
+        It cannot be understood.
+
+    Examples
+    --------
+    >>> parse_wish(b'{"minutes": 5}')
+    (None, 5.0)
+    """
+    try:
+        wish = json.loads(body or b"{}")
+        unknown = set(wish) - {"rights", "minutes"}
+        minutes = float(wish.get("minutes", DEFAULT_MINUTES))
+        if unknown:
+            raise TokenError(f"{sorted(unknown)[0]!r} is not known; known are rights and minutes")
+        if wish.get("rights") is None:
+            return None, minutes
+        return [_right(**entry) for entry in wish["rights"]], minutes
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        raise TokenError('expected JSON such as {"rights": [{"experiment": "tmox42619"}], "minutes": 10}') from None
+
+
+def _right(
+    experiment: str, operations: list[str] | None = None, runs: list[int] | None = None, detectors: str = "*"
+) -> Right:
+    first, last = (FIRST_RUN, LAST_RUN) if runs is None else runs
+    allowed = frozenset(Operation if operations is None else map(Operation, operations))
+    return Right(experiment, allowed, int(first), int(last), detectors)
+
+
+def make_server(issuer: Issuer, policy: Policy, revocations: Revocations) -> HTTPServer:
+    """Put the service together; it trusts certificates that this issuer has signed and no others.
+
+    Parameters
+    ----------
+    issuer : Issuer
+    policy : Policy
+    revocations : Revocations
+
+    Returns
+    -------
+    tornado.httpserver.HTTPServer
+    """
+    context: ssl.SSLContext = server_context(issuer.identity, [issuer.authority])
+    parts = {"issuer": issuer, "policy": policy, "revocations": revocations}
+    routes = [("/v1/certificates", _Certificates, parts), ("/v1/tokens", _Tokens, parts), ("/healthz", _Health, parts)]
+    return HTTPServer(
+        Application(routes, default_handler_class=_NotFound, default_handler_args=parts),
+        ssl_options=context,
+        max_body_size=_MAX_BODY,
+        max_buffer_size=2 * _MAX_BODY,
+        max_header_size=16 * 1024,
+        body_timeout=10,
+        idle_connection_timeout=30,
+    )
+
+
+async def serve(server: HTTPServer, address: str, port: int, ready: Callable[[int], None]) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Parameters
+    ----------
+    server : tornado.httpserver.HTTPServer
+    address : str
+    port : int
+        0: any that is free.
+    ready : callable
+        Told the port once connections are accepted.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    sockets = bind_sockets(port, address)
+    server.add_sockets(sockets)
+    ready(sockets[0].getsockname()[1])
+    await stop.wait()
+    server.stop()
+    await server.close_all_connections()
