@@ -43,7 +43,22 @@ def test_every_command_has_help_and_is_documented(command: str, capsys: pytest.C
 
 @pytest.mark.parametrize(
     "arguments",
-    [["no-such-command"], ["info"], ["info", "x", "--bogus"], ["export", "x", "y.zarr", "--events", "5"], ["simulate"]],
+    [
+        ["no-such-command"],
+        ["info"],
+        ["info", "x", "--bogus"],
+        ["export", "x", "y.zarr", "--events", "5"],
+        ["export", "x", "y.docx"],
+        ["export", "x", "y"],
+        ["export", "x", "y.h5", "--compression", "blosc"],
+        ["export", "x", "y.nc", "--compression", "zstd"],
+        ["simulate"],
+        ["simulate", "x", "--seed", "-1"],
+        ["simulate", "x", "--rate-hz", "-1"],
+        ["simulate", "x", "--rate-hz", "0"],
+        ["simulate", "x", "--events", "0"],
+        ["info", "x", "--run", "-1"],
+    ],
 )
 def test_a_bad_call_is_2_and_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = call(capsys, *arguments)
@@ -120,6 +135,34 @@ def test_ls(run_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (row["run"], row["events"], row["state"]) == (1, 40, "ended")
 
 
+def test_ls_of_a_file_says_what_to_do(run_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (stream, *_) = sorted(run_path.glob("*.xtc2"))
+    code, out, err = call(capsys, "ls", stream)
+    assert (code, out) == (1, "")
+    assert len(err.splitlines()) == 1
+    assert stream.name in err
+    assert "lcls-dask info" in err
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(run_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no directory")
+    code = "import sys; from lcls_dask.cli import main; sys.exit(main())"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "info", str(run_path)],
+        env={**os.environ, "LCLS_INDEX_CACHE": str(tmp_path / "file")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert "rixsim01" in done.stdout
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("lcls-dask: warning: ")
+    assert "lcls.index-cache" in line
+    assert ".py" not in line
+
+
 def test_validate_a_sound_run(run_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = call(capsys, "validate", run_path, "--json")
     told = json.loads(out)
@@ -169,8 +212,9 @@ def test_export(run_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert code == 0
     assert json.loads(out)["events"] == 10
     code, _, err = call(capsys, "export", run_path, tmp_path / "run.docx")
-    assert code == 1
+    assert code == 2
     assert ".zarr" in err
+    assert not list(tmp_path.glob("run.docx*"))
 
 
 def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 """`Experiment` and the table of its runs."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -97,3 +98,18 @@ def test_real_experiment(real_data: Path) -> None:
     table = lcls_dask.open_experiment(real_data / "lcls2" / "mixed_rate").table()
     assert table.index.tolist() == [14]
     assert table.loc[14, "events"] == 100
+
+
+def test_a_directory_of_many_runs_is_listed_a_few_times_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many streams there are: a flat directory of hundreds of runs has ten thousands of names."""
+    for run in range(1, 6):
+        for stream in range(6):
+            simple_run(tmp_path, range(2), run=run, stream=stream)
+    listed: list[object] = []
+    for name in ("listdir", "scandir"):
+        original = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *of, original=original: listed.append(of) or original(*of))
+    table = lcls_dask.open_experiment(tmp_path).table()
+    assert table["events"].tolist() == [2] * 5
+    there = [of for of in listed if of and str(of[0]) == str(tmp_path)]
+    assert 0 < len(there) <= 3 * 5 + 3

@@ -19,7 +19,9 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory_source import MemorySource, array
+from xtc2_runs import full_run
 
+import lcls_dask
 from lcls_dask.access.export import export
 from lcls_dask.access.subset import SubsetSource, event_rows
 from lcls_dask.errors import SelectionError, TargetExistsError, UnsupportedError, UriError
@@ -187,6 +189,39 @@ def test_zarr_and_xarray_read_the_store_without_a_warning(tmp_path: Path) -> Non
         assert {"timestamp", "time", "step", "jungfrau.segment"} <= set(data.coords)
         assert data["jungfrau.raw.raw"].attrs["units"] == "ADU"
         assert zarr.open_group(target, mode="r")["hsd/hsd.raw.windows.offset"].shape == (23,)
+
+
+def test_a_store_needs_no_word_about_consolidated_metadata(tmp_path: Path) -> None:
+    run = a_run()
+    target = export(run, tmp_path / "a.zarr")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data = xr.open_zarr(target)
+        np.testing.assert_array_equal(data["jungfrau.raw.raw"], values(run, "/", "jungfrau.raw.raw"))
+        tree = xr.open_datatree(target, engine="zarr")
+        own = xr.open_zarr(target, group="hsd")
+    assert sorted(tree.children) == ["epics", "epix", "hsd", "jungfrau", "steps"]
+    for path, node in run.index.nodes.items():
+        for name in node.variables:
+            np.testing.assert_array_equal(tree[path].dataset[name], values(run, path, name), err_msg=name)
+    samples = values(run, "/hsd", "hsd.raw.windows.samples")
+    np.testing.assert_array_equal(own["hsd.raw.windows.samples"], samples)
+
+
+@pytest.mark.parametrize("name", ["part.zarr", "part.h5"])
+def test_a_copy_says_what_it_was_made_of(tmp_path: Path, name: str) -> None:
+    path = full_run(tmp_path / "run")
+    whole = open_source(path)
+    for chosen, told in ((slice(2, 9, 2), "2:9:2"), ([1, 3], "2 of 12"), (None, "all")):
+        copy = open_source(export(whole, tmp_path / told / name, events=chosen, variables=["gmd.*", "note.*"]))
+        attrs = dataset_attrs(copy.index, "/")
+        assert attrs["source_snapshot"] == whole.index.snapshot
+        assert f"lcls_dask {lcls_dask.__version__}, numpy {np.__version__}" in attrs["export_versions"]
+        assert (attrs["export_events"], attrs["export_variables"]) == (told, "gmd.* note.*")
+        assert attrs["export_compression"] == "auto"
+        # each node has the snapshot of the copy, which is not that of the run
+        for node in copy.index.nodes:
+            assert dataset_attrs(copy.index, node)["snapshot"] == copy.index.snapshot != whole.index.snapshot
 
 
 def test_other_hdf5_readers(tmp_path: Path) -> None:

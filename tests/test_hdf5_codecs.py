@@ -97,9 +97,9 @@ def test_chunks_pass_through_zarr(tmp_path: Path, name: str, dtype: str) -> None
     np.testing.assert_array_equal(found, values)
     np.testing.assert_array_equal(source.read("/", "jungfrau.raw", slice(0, 10)), values)
 
-    # what a reader is told: nothing for zarr's own codecs, one kind of warning for the others
-    own = all(not codec["name"].startswith("numcodecs.") for codec in variable.codecs)
-    assert own == (not caught)
+    # what a reader is told: nothing for zarr's own codecs, by older zarr one kind of warning for the others
+    if all(not codec["name"].startswith("numcodecs.") for codec in variable.codecs):
+        assert caught == []
     assert {warning.category.__name__ for warning in caught} <= {"ZarrUserWarning"}
     assert all("not in the Zarr version 3 specification" in str(warning.message) for warning in caught)
 

@@ -283,8 +283,8 @@ def test_kept_chunks(facility: Facility, alice: Path, tmp_path: Path, gateway: G
         kept.write_bytes(b"x" + kept.read_bytes()[1:])
         np.testing.assert_array_equal(source.read("/", "timestamp", slice(0, 300)), expected)
     cache.chmod(0o755)
+    discover._OPEN.clear()
     with dask.config.set({"lcls.chunk-cache": str(cache)}), pytest.raises(AccessError, match="chmod 700"):
-        discover._OPEN.clear()
         open_uri(parse_uri(run_uri()))
 
 

@@ -9,12 +9,13 @@ import pytest
 import xarray as xr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from xtc2_runs import full_run, gmd, read_all, simple_run, ts
+from xtc2_runs import GMD, begin, ended, full_run, gmd, read_all, simple_run, ts, writer
 
 import lcls_dask
 from lcls_dask.access.run import Run
 from lcls_dask.errors import LclsError, SelectionError
 from lcls_dask.formats.xtc2.events import Events
+from lcls_dask.formats.xtc2.writer import declare, shapes_data
 from lcls_dask.model import time_of
 
 EVENTS = 30
@@ -99,8 +100,6 @@ def test_events(run: Run, choice: str, chunks: Any) -> None:
 def test_events_of_a_detector(run: Run) -> None:
     own = run.dataset("hsd.raw.present", group="/hsd", events=slice(0, 3))
     assert own.sizes["hsd.event"] == 3
-    with pytest.raises(SelectionError, match="ragged"):
-        run.dataset(group="/hsd", events=slice(0, 3))
     assert "hsd.raw.windows.start" in run.dataset("hsd.raw.windows.*", group="hsd")
 
 
@@ -127,7 +126,9 @@ def test_wrong_events(run: Run, wrong: Any, word: str) -> None:
     [
         (lambda run: run.dataset("nope.*"), ["nope", "gmd", "run.info()"]),
         (lambda run: run.dataset("gmd.raw.energi"), ["gmd.raw.energi", "/gmd"]),
-        (lambda run: run["gmd.raw.nope"], ["gmd.raw.nope"]),
+        (lambda run: run["gmd.raw.nope"], ["gmd.raw.nope", "gmd.raw.energy"]),
+        (lambda run: run["gmd"], ["gmd: is a detector", "run.dataset('gmd.*')", "gmd.raw.energy"]),
+        (lambda run: run.dataset("peaks"), ["run.dataset('peaks.*')", "peaks.fex.n"]),
         (lambda run: run.dataset(group="/nope"), ["/nope", "/gmd", "/steps"]),
         (lambda run: run.dataset("peaks.fex.x"), ["peaks.fex.x", "group='/peaks'"]),
         (lambda run: run.dataset(group="/steps", events=[0]), ["/steps"]),
@@ -258,6 +259,26 @@ def test_index_out_of_range(run: Run) -> None:
 def test_chunks_nest(run: Run) -> None:
     dataset = run.dataset()
     assert dataset.unify_chunks().chunks["event"] == (EVENTS,)
+
+
+def test_blocks_of_one_length(tmp_path: Path) -> None:
+    """Large variables have shorter blocks, in which those of small ones nest: xarray wants one length for all."""
+    big = declare("big", "jungfrau", "raw", (0, 2, 0), {"raw": ("uint16", 3)}, id=3)
+    with writer(tmp_path) as w:
+        begin(w, big, GMD)
+        for i in range(20):
+            w.event(ts(i), shapes_data(big, {"raw": np.full((1, 2048, 2048), i, np.uint16)}), gmd(float(i)))
+        ended(w, 99)
+    dataset = lcls_dask.open_run(tmp_path).dataset("big.raw.raw", "gmd.raw.energy")
+    assert dataset["gmd.raw.energy"].chunks == ((20,),)
+    assert dataset["big.raw.raw"].chunks[0] == (8, 8, 4)  # type: ignore[index]
+    with pytest.raises(ValueError, match="unify_chunks"):
+        _ = dataset.chunks
+    one = dataset.unify_chunks()
+    assert one.chunks["event"] == (8, 8, 4)
+    assert float(one["gmd.raw.energy"].sum()) == 190.0
+    with xr.open_dataset(tmp_path, engine="lcls") as lazy:
+        assert lazy.chunk({"event": 8}).chunks["event"] == (8, 8, 4)
 
 
 @pytest.mark.parametrize("length", [3, 16, 64])

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from collections import OrderedDict
@@ -11,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import dask
+import h5py
 import numpy as np
 import pytest
 import xarray as xr
 from xtc2_runs import CHUNK, Array, energies, full_run, gmd, read, read_all, same, simple_run, ts
 
 import lcls_dask
+from lcls_dask.access.export import export
 from lcls_dask.errors import LclsError, LiveRunError, RunNotFoundError, SnapshotError
 from lcls_dask.formats import SourceRef, discover, open_source, reopen
 from lcls_dask.formats.xtc2.layout import END_RUN
@@ -428,3 +431,125 @@ def test_closed_files_are_opened_again(tmp_path: Path) -> None:
     before: Array = read(source, NAME)
     source.close()
     np.testing.assert_array_equal(read(source, NAME), before)
+
+
+# what lies behind a name --------------------------------------------------------------------------------------------
+
+
+def processed(path: Path, energy: Array) -> None:
+    """A smalldata file, written over whatever is there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path.with_suffix(".new"), "w") as file:
+        file["timestamp"] = np.array([ts(i) for i in range(energy.size)], np.uint64)
+        file["gmd/raw/energy"] = energy
+    path.with_suffix(".new").rename(path)
+
+
+def test_hdf5_run_that_was_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """xarray knows nothing but the URI, and a persisted result with its keys is held: never the old numbers."""
+    file = tmp_path / "tmosim01" / "tmosim01-r0004.h5"
+    processed(file, np.arange(8.0))
+    monkeypatch.setenv("LCLS_ROOT", str(tmp_path))
+    uri = "lcls://tmosim01/r0004"
+    first = xr.open_dataset(uri, engine="lcls", chunks={})
+    (name,) = (str(name) for name in first.data_vars)
+    held = first[name].persist()
+    assert float(held.mean()) == 3.5
+    xr.open_dataset(uri, engine="lcls", chunks={})  # as often as one likes while it is the same
+    processed(file, np.arange(12.0))
+    with pytest.raises(SnapshotError, match="another run than when") as told:
+        xr.open_dataset(uri, engine="lcls", chunks={})
+    call = str(told.value).partition("now: ")[2].partition(", or use")[0]
+    pinned = eval(call.replace("engine=", "chunks={}, engine="), {"xr": xr})  # the message's own words
+    assert float(pinned[name].mean()) == 5.5
+    assert float(lcls_dask.open_run(uri).dataset()[name].mean()) == 5.5
+    with pytest.raises(SnapshotError, match="another run than when"):
+        xr.open_datatree(uri, engine="lcls")
+    assert float(held.mean()) == 3.5
+
+
+def test_file_that_was_replaced(tmp_path: Path) -> None:
+    """Of a path xarray sees the time of writing: it may be opened again, and gives the new numbers."""
+    file = tmp_path / "tmosim01-r0004.h5"
+    processed(file, np.arange(8.0))
+    os.utime(file, (1, 1))
+    first = xr.open_dataset(file, engine="lcls", chunks={})
+    (name,) = first.data_vars
+    held = first[name].persist()
+    assert float(held.mean()) == 3.5
+    processed(file, np.arange(12.0))
+    assert float(xr.open_dataset(file, engine="lcls", chunks={})[name].mean()) == 5.5
+
+
+def test_directory_that_was_replaced(tmp_path: Path) -> None:
+    """Files written over in place leave their directory's time alone."""
+    w = simple_run(tmp_path / "run", range(8))
+    path = w.path.parent
+    held = opened(path).persist()
+    assert float(held.mean()) == 3.5
+    before = path.stat().st_mtime_ns
+    w.path.write_bytes(simple_run(tmp_path / "other", range(4, 12)).path.read_bytes())
+    assert path.stat().st_mtime_ns == before
+    with pytest.raises(SnapshotError, match="another run than when"):
+        opened(path)
+    assert float(lcls_dask.open_run(path).dataset()[NAME].mean()) == 7.5
+
+
+# short snapshots -----------------------------------------------------------------------------------------------------
+
+
+def test_short_snapshot(growing: StreamWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first digits are enough: of what is there now, and of what is kept in the cache of indexes."""
+    path = growing.path.parent
+    before = lcls_dask.open_run(path).snapshot
+    grow(growing)
+    after = lcls_dask.open_run(path).snapshot
+    simple_run(tmp_path / "another", range(3))
+    lcls_dask.open_run(tmp_path / "another")  # another run's index is no answer
+    monkeypatch.setattr(discover, "_OPEN", OrderedDict())
+    for snapshot, mean in ((before, 3.5), (after, 5.5)):
+        for digits in (8, 12, 31, 32):
+            run = lcls_dask.open_run(path, snapshot=snapshot[:digits])
+            assert (run.snapshot, float(run.dataset()[NAME].mean())) == (snapshot, mean)
+            assert float(opened(path, snapshot=snapshot[:digits]).mean()) == mean
+            assert pickle.loads(pickle.dumps(run)).snapshot == snapshot
+
+
+def test_short_snapshot_in_a_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    simple_run(tmp_path / "tmosim01", run=4)
+    monkeypatch.setenv("LCLS_ROOT", str(tmp_path))
+    snapshot = lcls_dask.open_run("lcls://tmosim01/r0004").snapshot
+    uri = f"lcls://tmosim01/r0004@{snapshot[:8]}"
+    assert lcls_dask.open_run(uri).snapshot == snapshot
+    assert float(opened(uri).mean()) == 3.5
+    assert float(xr.open_zarr(uri, consolidated=False)[NAME].mean()) == 3.5
+
+
+def test_short_snapshot_of_other_formats(tmp_path: Path) -> None:
+    processed(tmp_path / "tmosim01-r0004.h5", np.arange(8.0))
+    simple_run(tmp_path / "run")
+    for path in (tmp_path / "tmosim01-r0004.h5", export(tmp_path / "run", tmp_path / "r0001.zarr")):
+        snapshot = open_source(path).index.snapshot
+        assert lcls_dask.open_run(path, snapshot=snapshot[:10]).snapshot == snapshot
+
+
+def test_short_snapshot_that_is_unknown(tmp_path: Path) -> None:
+    simple_run(tmp_path)
+    now = open_source(tmp_path).index.snapshot
+    wrong = "0" * 8 if not now.startswith("0") else "1" * 8
+    with pytest.raises(SnapshotError, match=f"begins with {wrong} is known; what is there now is {now}"):
+        lcls_dask.open_run(tmp_path, snapshot=wrong)
+
+
+def test_short_snapshot_that_is_ambiguous(tmp_path: Path, own_index_cache: Path) -> None:
+    """Two kept indexes of one run whose names begin alike."""
+    simple_run(tmp_path)
+    now = open_source(tmp_path).index.snapshot
+    (kept,) = own_index_cache.iterdir()
+    other = now[:9] + "".join("0" if digit != "0" else "1" for digit in now[9:])
+    twin = shutil.copytree(kept, own_index_cache / kept.name.replace(now, other))
+    index = twin / "index.json"
+    index.write_text(index.read_text().replace(now, other))
+    with pytest.raises(SnapshotError, match=f"several snapshots begin with {now[:8]}: .*; write more digits"):
+        lcls_dask.open_run(tmp_path, snapshot=now[:8])
+    assert lcls_dask.open_run(tmp_path, snapshot=now[:10]).snapshot == now

@@ -40,6 +40,15 @@ def ended(w: StreamWriter, at: int) -> None:
     w.transition(END_RUN, ts(at))
 
 
+def writer(path: Path, stream: int = 0, **more: Any) -> StreamWriter:
+    return StreamWriter(path, "tmosim01", 1, stream, **({"smalldata": False} | more))
+
+
+def begin(w: StreamWriter, *names: Any, info: bool = True) -> None:
+    w.configure(ts(-9), [*names, INFO, CHUNK])
+    w.begin_run(ts(-8), names=INFO if info else None)
+
+
 def gmd(energy: float, **more: Any) -> bytes:
     return shapes_data(GMD, {"energy": energy}, **more)
 

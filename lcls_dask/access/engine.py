@@ -1,20 +1,24 @@
 """The xarray engine ``lcls``: a run's nodes as Datasets whose values are read where they are used."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import replace
+from glob import escape
 from typing import Any
 
 import numpy as np
 import xarray as xr
+from dask.tokenize import normalize_token
 from xarray.backends import BackendArray, BackendEntrypoint
 from xarray.core import indexing
 
-from ..errors import LiveRunError
+from ..errors import LiveRunError, SnapshotError
 from ..formats import RunSource, SourceRef, may_grow, reopen
 from ..model import Variable
 from ..stores.metadata import dataset_attrs, variable_attrs
 from ..uri import is_uri, parse_uri
 from .chunking import block_length
+from .cutting import Picked, Spans, cut_node, matching
 from .resolve import looks_like_run, open_at
 
 
@@ -29,14 +33,18 @@ class LclsArray(BackendArray):
     path : str
         The node.
     variable : Variable
+    rows : Picked or Spans, optional
+        Which rows of the variable these are; all by default.
     """
 
-    def __init__(self, ref: SourceRef, path: str, variable: Variable) -> None:
-        self.ref, self.path, self.name = ref, path, variable.name
+    def __init__(self, ref: SourceRef, path: str, variable: Variable, rows: Picked | Spans | None = None) -> None:
+        self.ref, self.path, self.name, self.rows = ref, path, variable.name, rows
         self.shape, self.dtype = variable.shape, variable.dtype
+        if rows is not None:
+            self.shape = (rows.length, *variable.shape[1:])
 
     def __dask_tokenize__(self) -> tuple[Any, ...]:
-        return (self.ref, self.path, self.name)
+        return normalize_token((self.ref, self.path, self.name, self.rows))  # type: ignore[no-any-return]
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
         if isinstance(key, indexing.BasicIndexer | indexing.OuterIndexer):
@@ -47,6 +55,7 @@ class LclsArray(BackendArray):
         if not key:
             return reopen(self.ref).read(self.path, self.name, slice(0, 1)).reshape(())
         rows, after = _rows(key[0], self.shape[0])
+        rows = rows if self.rows is None else self.rows.at(rows)
         values = reopen(self.ref).read(self.path, self.name, rows)
         # from the last axis to the first, so that an integer, which drops its axis, moves no other
         for axis in range(len(key) - 1, 0, -1):
@@ -100,8 +109,44 @@ def node_dataset(source: RunSource, path: str, drop: Iterable[str] = ()) -> xr.D
     return xr.Dataset(variables, coordinates, dataset_attrs(source.index, path))
 
 
-def _lazy(ref: SourceRef, path: str, variable: Variable) -> xr.Variable:
-    data = indexing.LazilyIndexedArray(LclsArray(ref, path, variable))
+def cut_dataset(whole: xr.Dataset, source: RunSource, path: str, event: str, chosen: Any) -> xr.Dataset:
+    """Some events of a node that has ragged fields.
+
+    Parameters
+    ----------
+    whole : xarray.Dataset
+        The node, or some of its variables, as `node_dataset` gives it.
+    source : RunSource
+    path : str
+        Of the node.
+    event : str
+        The dimension of its events.
+    chosen : (n,) int64
+        Which of them, in any order.
+
+    Returns
+    -------
+    xarray.Dataset
+        The offsets of its ragged fields are in memory; all other values are read where they are used.
+    """
+    node, ref = source.index.nodes[path], source.ref
+    cut = cut_node(
+        source, replace(node, variables=matching(node, [escape(str(name)) for name in whole])), event, chosen
+    )
+    variables: dict[Hashable, xr.Variable] = {}
+    for name, there in whole.variables.items():
+        if name in cut.offsets:
+            variables[name] = xr.Variable(there.dims, cut.offsets[str(name)], there.attrs, there.encoding)
+        elif there.dims and there.dims[0] in cut.maps:
+            variables[name] = _lazy(ref, path, node.variables[str(name)], cut.maps[str(there.dims[0])])
+        else:
+            variables[name] = there
+    coordinates = {name: variables.pop(name) for name in whole.coords}
+    return xr.Dataset(variables, coordinates, whole.attrs)
+
+
+def _lazy(ref: SourceRef, path: str, variable: Variable, rows: Picked | Spans | None = None) -> xr.Variable:
+    data = indexing.LazilyIndexedArray(LclsArray(ref, path, variable, rows))
     chunks = {variable.dims[0]: block_length(variable)} if variable.dims else {}
     return xr.Variable(variable.dims, data, variable_attrs(variable), {"preferred_chunks": chunks})
 
@@ -171,25 +216,43 @@ def _names(drop: str | Iterable[str] | None) -> tuple[str, ...]:
     return (drop,) if isinstance(drop, str) else tuple(drop or ())
 
 
-def pinned_source(uri_or_path: str | os.PathLike[Any], run: int | None, snapshot: str | None) -> RunSource:
-    """A source that no later opening under the same name can be confused with.
+#: Snapshots that this process has opened by names which do not hold them, by name, place and run; see `pinned_source`.
+_SEEN: dict[tuple[str, str, float | None, int | None], str] = {}
 
-    xarray names Dask keys by the path, a file's time of writing and the keywords alone: a directory or URI whose run
-    has no end, opened again after it has grown, would give the old results. So it must be pinned.
+
+def pinned_source(uri_or_path: str | os.PathLike[Any], run: int | None, snapshot: str | None) -> RunSource:
+    """A source that no other one, opened under the same name before or later, can be confused with.
+
+    xarray names Dask keys by the path, its time of writing (of URIs not even that) and the keywords alone. So a
+    directory or URI whose run has no end must be pinned: opened again after it has grown, it would give the old
+    results. And what this process has opened before, and was replaced since, must be pinned as well.
 
     Raises
     ------
     LiveRunError
         The run may still grow and no snapshot was given; the message holds the call that pins it.
+    SnapshotError
+        This process has opened something else under the same name, and no snapshot was given.
     """
     text = os.fspath(uri_or_path)
     source = open_at(text, run, snapshot)
     index = source.index
-    pinned = snapshot is not None or (is_uri(text) and parse_uri(text).snapshot is not None)
-    if not pinned and may_grow(source):
-        call = f"xr.open_dataset({text!r}, engine='lcls', snapshot={index.snapshot!r})"
+    if snapshot is not None or (is_uri(text) and parse_uri(text).snapshot is not None):
+        return source
+    call = f"xr.open_dataset({text!r}, engine='lcls', snapshot={index.snapshot!r})"
+    if may_grow(source):
         raise LiveRunError(
             f"{text}: run {index.run} of {index.experiment} has no end and may still be written; pin what is there "
             f"now: {call}, or use lcls_dask.open_run, which does"
         )
+    if _SEEN.setdefault((text, source.ref.path, _written(text), run), index.snapshot) != index.snapshot:
+        raise SnapshotError(
+            f"{text}: is another run than when it was opened before, and Dask would give results of that one; pin what "
+            f"is there now: {call}, or use lcls_dask.open_run, which does"
+        )
     return source
+
+
+def _written(text: str) -> float | None:
+    """What xarray knows of the time of writing: of a path its own, nothing of a URI."""
+    return None if is_uri(text) else os.stat(os.path.expanduser(text)).st_mtime

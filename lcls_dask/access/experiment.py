@@ -138,6 +138,11 @@ def open_experiment(uri_or_path: str | os.PathLike[Any]) -> Experiment:
         path = Path(text).expanduser().absolute()
     except RuntimeError as error:
         raise UriError(f"{text!r}: {error}") from error
+    if text and path.is_file():
+        raise UriError(
+            f"{path}: is a file, and an experiment is a directory of runs; see what the file holds with "
+            "lcls-dask info or lcls_dask.open_run, or list its directory"
+        )
     if not text or not path.is_dir():
         raise RunNotFoundError(f"{path}: no such directory")
     return Experiment(path)

@@ -7,9 +7,10 @@ HDF5 file is put together from the same chunks, already encoded as HDF5 wants th
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,13 @@ import numpy as np
 
 from ..errors import SelectionError, UnsupportedError, UriError
 from ..formats import open_source
-from ..formats.codecs import Codec, bytes_codec, encode
+from ..formats.codecs import Codec, encode
 from ..formats.source import RunSource
-from ..formats.zarr import EXPORT
 from ..model import RunIndex, Variable
-from ..stores.metadata import array_json, group_json
-from . import export_hdf5
+from . import export_hdf5, export_zarr
+from .cutting import Index
 from .journal import SCRATCH, partial, write
-from .layout import chunk_file, detectors_json
+from .layout import chunk_file
 from .subset import Events, SubsetSource, event_rows
 
 #: Decoded bytes that one task reads and writes.
@@ -91,7 +91,8 @@ def export(
     -------
     Path
         The target. A detector's variables that equal those of ``/``, since it has every event, are
-        links to the same bytes.
+        links to the same bytes. Attributes of the root say what it was made of and how: ``source_snapshot``,
+        ``export_versions``, ``export_events``, ``export_variables``, ``export_compression``.
 
     Raises
     ------
@@ -108,14 +109,15 @@ def export(
     PosixPath('/scratch/r0014.zarr')
     """
     goal = Path(os.path.abspath(target))
+    chain = chain_for(goal, compression)
     hdf5 = goal.suffix in export_hdf5.SUFFIXES
-    if not hdf5 and goal.suffix != ".zarr":
-        raise UriError(f"{goal}: export writes .zarr, .h5, .hdf5 or .nc; choose one of these names")
-    chain = export_hdf5.chain(compression) if hdf5 else _zarr_chain(compression)
     base = open_source(run) if isinstance(run, str | Path) else getattr(run, "source", run)
     patterns = [variables] if isinstance(variables, str) else variables
-    source = SubsetSource(base, None if events is None else event_rows(base, events), patterns)
+    rows = None if events is None else event_rows(base, events)
+    source = SubsetSource(base, rows, patterns)
     index, links = _planned(source, chain)
+    about = provenance(base.index, events, rows, patterns, compression)
+    index = replace(index, attrs={**index.attrs, **about})
     with partial(goal, _plan(index, links, goal.suffix)) as place:
         data = place / "data"
         data.mkdir(exist_ok=True)
@@ -131,31 +133,73 @@ def export(
         if hdf5:
             finished = export_hdf5.assemble(place / f"result{goal.suffix}", index, links, data)
         else:
-            _finish_zarr(data, index, links, place / SCRATCH)
-            finished = data
+            finished = export_zarr.assemble(data, index, links, place / SCRATCH)
         finished.rename(goal)
         _sync(goal.parent)
     return goal
 
 
-def _zarr_chain(compression: str | None) -> Callable[[np.dtype[Any]], tuple[Codec, ...]]:
-    def chain(dtype: np.dtype[Any]) -> tuple[Codec, ...]:
-        first = bytes_codec(dtype)
-        item = dtype.itemsize if dtype.kind != "U" else 4
-        match compression:
-            case None:
-                return (first,)
-            case "auto" | "blosc":
-                blosc = {"typesize": item, "cname": "zstd", "clevel": 1, "shuffle": "bitshuffle", "blocksize": 0}
-                return first, {"name": "blosc", "configuration": blosc}
-            case "zstd":
-                return first, {"name": "zstd", "configuration": {"level": 1, "checksum": True}}
-            case "gzip":
-                return first, {"name": "gzip", "configuration": {"level": 1}}
-        raise UnsupportedError(f"compression {compression!r} is not known; choose auto, blosc, zstd, gzip or None")
+def provenance(
+    source: RunIndex, events: Events | None, rows: Index | None, patterns: Sequence[str] | None, compression: str | None
+) -> dict[str, str]:
+    """Where a copy comes from and how it was made, as attributes of its root.
 
-    chain(np.dtype("u1"))  # an unknown name is told before anything is read
-    return chain
+    Parameters
+    ----------
+    source : RunIndex
+        What it was made of.
+    events : optional
+        As `export` takes them.
+    rows : (n,) int64, optional
+        The events that were meant.
+    patterns : sequence of str, optional
+    compression : str, optional
+
+    Returns
+    -------
+    dict of str to str
+    """
+    if rows is None:
+        told = "all"
+    elif isinstance(events, slice):
+        told = ":".join(str(number) for number in events.indices(source.events))
+    else:
+        told = f"{len(rows)} of {source.events}"
+    return {
+        "source_snapshot": source.snapshot,
+        "export_versions": ", ".join(f"{name} {version(name)}" for name in ("lcls_dask", "numpy", "zarr", "h5py")),
+        "export_events": told,
+        "export_variables": "all" if patterns is None else " ".join(patterns),
+        "export_compression": compression or "none",
+    }
+
+
+def chain_for(target: Path, compression: str | None) -> Callable[[np.dtype[Any]], tuple[Codec, ...]]:
+    """The codecs of a target's format, as a function of a variable's dtype.
+
+    Parameters
+    ----------
+    target : Path
+        Its suffix tells the format.
+    compression : str or None
+        As in `export`.
+
+    Returns
+    -------
+    callable
+
+    Raises
+    ------
+    UriError
+        The suffix is not known.
+    UnsupportedError
+        The format has no such compression.
+    """
+    if target.suffix in export_hdf5.SUFFIXES:
+        return export_hdf5.chain(compression)
+    if target.suffix == ".zarr":
+        return export_zarr.chain(compression)
+    raise UriError(f"{target}: export writes .zarr, .h5, .hdf5 or .nc; choose one of these names")
 
 
 def _planned(
@@ -310,40 +354,6 @@ def _client() -> Any:
         return Client.current()
     except ValueError:
         return None
-
-
-def _finish_zarr(data: Path, index: RunIndex, links: frozenset[tuple[str, str]], scratch: Path) -> None:
-    for path, name in sorted(links):
-        variable = index.nodes[path].variables[name]
-        for number in range(variable.chunk_count):
-            _link(chunk_file(data, "/", variable, number), chunk_file(data, path, variable, number), scratch)
-    shown = {**index.nodes["/"].attrs, EXPORT: _about(index)}
-    for path, node in index.nodes.items():
-        for name, variable in node.variables.items():
-            write(data.joinpath(path.strip("/"), name, "zarr.json"), array_json(variable), scratch)
-        if path != "/":
-            write(data.joinpath(path.strip("/"), "zarr.json"), group_json(index, path), scratch)
-    root = replace(index, nodes={**index.nodes, "/": replace(index.nodes["/"], attrs=shown)})
-    write(data / "zarr.json", group_json(root, "/"), scratch)
-
-
-def _about(index: RunIndex) -> Mapping[str, Any]:
-    """What zarr's metadata has no place for: the order of nodes and variables, and the detectors."""
-    return {
-        "version": 1,
-        "nodes": {path: list(node.variables) for path, node in index.nodes.items()},
-        "detectors": detectors_json(index),
-    }
-
-
-def _link(there: Path, here: Path, scratch: Path) -> None:
-    here.parent.mkdir(parents=True, exist_ok=True)
-    if here.exists():
-        return
-    try:
-        here.hardlink_to(there)
-    except OSError:  # a file system without hard links
-        write(here, there.read_bytes(), scratch)
 
 
 def _sync(directory: Path) -> None:

@@ -134,8 +134,8 @@ class Run:
         *select : str
             Names or globs: ``"hsd.*"``, ``"gmd.raw.energy"``; all without any. Coordinates always come along.
         events : slice, sequence of int, (events,) bool, (n,) uint64 or (n,) datetime64, optional
-            Which events: by position, by mask, by timestamp or by time. Those that are asked for by timestamp or time
-            must be there.
+            Which events of the node: by position, by mask, by timestamp or by time. Those that are asked for by
+            timestamp or time must be there. Ragged fields are cut with them.
         group : str
             The node: ``"/"`` for all events, ``"/<detector>"`` for a detector's own, with its ragged fields.
         chunks : optional
@@ -173,16 +173,12 @@ class Run:
             whole = whole[names]
         if events is None:
             return whole
-        dim = "event" if not group.strip("/") else f"{group.strip('/')}.event"
-        if dim not in whole.dims:
-            raise SelectionError(f"{group}: has no events to choose from; only / and the detectors' nodes have")
-        if any(str(name).endswith(".offset") for name in whole.data_vars):
-            raise SelectionError(f"{group}: ragged variables can't be cut by event; select the others by name first")
-        chosen = whole.isel({dim: self._positions(events, whole, dim)})
+        chosen = self._at(events, whole, "/" + group.strip("/"))
         if chunks is not None:
             return chosen.chunk(chunks)
         blocks = {name: v.encoding.get("preferred_chunks", {}) for name, v in whole.data_vars.items()}
-        return chosen.assign({name: v.chunk(blocks[name]) for name, v in chosen.data_vars.items()})
+        lazy = {name: v for name, v in chosen.data_vars.items() if not v.variable._in_memory}
+        return chosen.assign({name: v.chunk(blocks[name]) for name, v in lazy.items()})
 
     def tree(self, chunks: Any = None) -> "xr.DataTree":
         """Every node of the run: all events, each detector's own, steps, slow variables."""
@@ -240,16 +236,38 @@ class Run:
     def _nothing(self, select: Sequence[str], group: str) -> str:
         wanted = ", ".join(select)
         for detector in self.index.detectors:
-            if any(glob.split(".")[0] == detector for glob in select) and group == "/":
-                return f"{wanted}: no such variable over all events; group='/{detector}' has the detector's ragged ones"
+            mine = [name for name in self.index.nodes["/"].variables if name.startswith(f"{detector}.")]
+            if detector in select:
+                return f"{detector}: is a detector; run.dataset('{detector}.*') takes its variables: {', '.join(mine)}"
+            if group == "/" and any(glob.split(".")[0] == detector for glob in select):
+                return (
+                    f"{wanted}: no such variable over all events; {detector} has {', '.join(mine)}; "
+                    f"what is ragged is in group='/{detector}'"
+                )
         known = ", ".join(self.index.detectors)
         return f"{wanted}: no such variable in {group}; the run's detectors are {known}; run.info() lists all"
 
-    def _positions(self, events: Any, whole: "xr.Dataset", dim: str) -> Any:
+    def _at(self, events: Any, whole: "xr.Dataset", path: str) -> "xr.Dataset":
+        """A node at some of its events."""
+        from .cutting import is_ragged
+        from .engine import cut_dataset
+
+        node = self.index.nodes[path]
+        dim = "event" if path == "/" else f"{path[1:]}.event"
+        # a node that has nothing but ragged fields, and no timestamps, has the run's events
+        count = whole.sizes.get(dim, self.events if is_ragged(node) else None)
+        if count is None:
+            raise SelectionError(f"{path}: has no events to choose from; only / and the detectors' nodes have")
+        positions = self._positions(events, whole, count)
+        if not is_ragged(node):
+            return whole.isel({dim: positions})
+        rows = np.arange(count)[positions]
+        return cut_dataset(whole, self._source, path, dim, rows)
+
+    def _positions(self, events: Any, whole: "xr.Dataset", count: int) -> Any:
         if isinstance(events, slice):
             return events
         wanted = np.atleast_1d(np.asarray(events))
-        count = whole.sizes[dim]
         if not wanted.size and wanted.dtype.kind != "b":
             return np.empty(0, np.int64)
         if wanted.dtype.kind == "b":
@@ -257,7 +275,10 @@ class Run:
                 raise SelectionError(f"the mask has shape {wanted.shape}, the run has {count} events")
             return np.flatnonzero(wanted)
         if wanted.dtype == np.uint64 or wanted.dtype.kind == "M":
-            column = np.asarray(whole["timestamp" if wanted.dtype.kind == "u" else "time"])
+            name = "timestamp" if wanted.dtype.kind == "u" else "time"
+            if name not in whole.coords:
+                raise SelectionError(f"{self.path}: has no {name} to choose events by; choose them by position")
+            column = np.asarray(whole[name])
             wanted = wanted.astype(column.dtype)
             at = np.minimum(np.searchsorted(column, wanted), max(0, count - 1))
             missing = wanted[column[at] != wanted] if count else wanted

@@ -2,8 +2,10 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
+from typing import TextIO
 
 import click
 
@@ -58,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         # not `lcls_dask.main`, which prints an empty line before it tells of an interrupt
-        with lcls_dask.make_context("lcls-dask", list(arguments)) as context:
+        with lcls_dask.make_context("lcls-dask", list(arguments)) as context, warnings.catch_warnings():
+            warnings.showwarning = _warn
             lcls_dask.invoke(context)
         return DONE
     except click.exceptions.Exit as wish:
@@ -84,6 +87,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         told = f"{type(error).__name__}: {error}"
         return _say(FAILED, f"internal error, please report it: {told}; lcls-dask --debug shows where")
+
+
+def _warn(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """A warning as people need it: one line, without the place in our code that gave it."""
+    click.echo(f"lcls-dask: warning: {' '.join(str(message).split())}", err=True)
 
 
 def _say(code: int, message: str) -> int:

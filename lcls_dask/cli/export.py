@@ -6,6 +6,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
+from ..errors import UnsupportedError, UriError
 from .output import as_json, print_json, run_argument
 
 COMPRESSIONS = ("auto", "blosc", "zstd", "gzip", "none")
@@ -34,7 +35,9 @@ class _Range(click.ParamType):  # type: ignore[type-arg]  # subscriptable only f
 @click.option("--events", type=_Range(), help="Only these events, such as 0:1000.")
 @click.option("--compression", type=click.Choice(COMPRESSIONS), default="auto", show_default=True)
 @as_json
+@click.pass_context
 def export(
+    ctx: click.Context,
     path: str,
     run: int | None,
     snapshot: str | None,
@@ -54,8 +57,14 @@ def export(
       lcls-dask export data/xpptut15-r0014 r0014.h5 -v 'hsd.*' --events 0:1000
     """
     from .. import open_run
+    from ..access.export import chain_for
     from ..access.export import export as write
 
+    codec = None if compression == "none" else compression
+    try:
+        chain_for(target, codec)
+    except (UriError, UnsupportedError) as error:
+        raise click.UsageError(f"{error}.", ctx) from error
     opened = open_run(path, run=run, snapshot=snapshot)
     bar = Progress(
         "[progress.description]{task.description}",
@@ -77,7 +86,7 @@ def export(
             target,
             events=events,
             variables=list(variables) or None,
-            compression=None if compression == "none" else compression,
+            compression=codec,
             progress=progress,
         )
     if json_:

@@ -11,8 +11,12 @@ from .output import as_json, print_json
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--kind", type=click.Choice(["tof", "sfx", "scan"]), default="tof", show_default=True)
 @click.option("--events", type=click.IntRange(min=1), default=1000, show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--rate-hz", type=float, help="Write as fast as a beam of this rate, as if it were being taken.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
+@click.option(
+    "--rate-hz",
+    type=click.FloatRange(0.001, 70_000),
+    help="Write as fast as a beam of this rate, as if it were being taken.",
+)
 @as_json
 def simulate(path: Path, kind: str, events: int, seed: int, rate_hz: float | None, json_: bool) -> None:
     """Write a simulated run into the new directory PATH, with truth.json and truth.zarr.

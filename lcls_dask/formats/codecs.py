@@ -7,7 +7,7 @@ HDF5 filters and our own export produce. A chain is written as zarr's metadata h
      {"name": "zstd", "configuration": {"level": 3, "checksum": False}})
 
 ``blosc``, ``zstd`` and ``gzip`` stand in the zarr v3 specification. The ``numcodecs.*`` ones
-do not: zarr reads them, and warns its user once with ``ZarrUserWarning``.
+do not: zarr reads them, and older releases (3.1 does, 3.4 does not) warn with ``ZarrUserWarning``.
 """
 
 from collections.abc import Mapping, Sequence

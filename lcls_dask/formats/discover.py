@@ -7,14 +7,17 @@ from collections import OrderedDict
 from pathlib import Path
 
 from .. import config
-from ..errors import AccessError, FormatError, LclsError, RunNotFoundError, UriError
+from ..errors import AccessError, FormatError, LclsError, RunNotFoundError, SnapshotError, UriError
 from ..uri import RunUri
 from .source import RunSource, SourceRef
 from .xtc2.files import is_xtc2, runs_in
+from .xtc2.snapshots import kept_snapshots
 
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 #: The run number in the name of a directory, store or HDF5 file: r0014, run14, xpptut15-r0014.h5.
 _NUMBER = re.compile(r"(?:^|[-_])(?:r|run_?)(\d{1,6})(?=$|[-_.])", re.IGNORECASE)
+#: The beginning of a snapshot's 32 digits, as URIs may have it.
+_SHORT = re.compile(r"[0-9a-f]{8,31}")
 _HDF5_SUFFIXES = (".h5", ".hdf5", ".cxi", ".nc", ".nxs")
 
 # Opened sources of this process: workers open the same run for every task. A few, as each holds files open.
@@ -40,10 +43,9 @@ def format_of(path: Path) -> str:
     if path.is_dir():
         if (path / "zarr.json").exists():
             return "zarr"
-        names = [entry for entry in path.iterdir() if entry.is_file()]
-        if any(is_xtc2(entry) for entry in names):
+        if any(is_xtc2(entry) and entry.is_file() for entry in path.iterdir()):
             return "xtc2"
-        if any(entry.suffix in _HDF5_SUFFIXES for entry in names):
+        if any(entry.suffix in _HDF5_SUFFIXES and entry.is_file() for entry in path.iterdir()):
             return "hdf5"
         raise RunNotFoundError(f"{path}: holds no run: no .xtc2 streams, no HDF5 files, no zarr.json")
     if is_xtc2(path):
@@ -67,7 +69,7 @@ def open_source(
     run : int, optional
         Which run, where there are several.
     snapshot : str, optional
-        What the files must be.
+        What the files must be; its first eight digits or more are enough where no other one begins so.
     used : tuple of (str, int), optional
         Bytes of each file that belong to the snapshot.
 
@@ -94,11 +96,31 @@ def open_source(
         raise UriError(f"{text!r}: {error}") from error
     if not path:
         raise UriError("an empty path names no run")
+    if snapshot and _SHORT.fullmatch(snapshot):
+        snapshot = _whole(path, run, snapshot)
     with _LOCK:  # what is pinned does not change: it need not be looked for again
         for ref, source in _OPEN.items():
             if snapshot and (ref.path, ref.snapshot) == (path, snapshot) and run in (None, ref.run):
                 return source
     return _open(SourceRef(path, run, snapshot, used))
+
+
+def _whole(path: str, run: int | None, digits: str) -> str:
+    """The one snapshot, of what is there now and of those whose indexes are kept, that begins with these digits."""
+    now = _open(SourceRef(path, run)).index.snapshot
+    known = {now, *kept_snapshots(Path(path), run, digits)}
+    match sorted(snapshot for snapshot in known if snapshot.startswith(digits)):
+        case [snapshot]:
+            return snapshot
+        case []:
+            raise SnapshotError(
+                f"{path}: no snapshot that begins with {digits} is known; what is there now is {now}: open that, or "
+                "write all 32 digits of the other"
+            )
+        case several:
+            raise SnapshotError(
+                f"{path}: several snapshots begin with {digits}: {', '.join(several)}; write more digits"
+            )
 
 
 def reopen(ref: SourceRef) -> RunSource:
@@ -270,8 +292,8 @@ def experiment_directory(experiment: str) -> Path:
     root = config.root()
     if root is None:
         raise UriError(
-            f"lcls://{experiment}: needs to know where experiments are; set lcls.gateway (or LCLS_GATEWAY) to a gateway's "
-            "address, or lcls.root (or LCLS_ROOT) to a directory of them"
+            f"lcls://{experiment}: needs to know where experiments are; set lcls.gateway (or LCLS_GATEWAY) to the "
+            "address of a gateway, or lcls.root (or LCLS_ROOT) to a directory of them"
         )
     for directory in (root / experiment, root / experiment[:3] / experiment):
         if directory.is_dir():

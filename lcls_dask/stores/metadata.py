@@ -116,14 +116,9 @@ def dataset_attrs(index: RunIndex, path: str) -> dict[str, Any]:
     >>> dataset_attrs(RunIndex("tmox42619", 14, "ended", "0a1b2c3d", {"/": Node("/", {})}), "/")
     {'experiment': 'tmox42619', 'run': 14, 'state': 'ended', 'snapshot': '0a1b2c3d'}
     """
-    attrs = {
-        "experiment": index.experiment,
-        "run": index.run,
-        "state": index.state,
-        "snapshot": index.snapshot,
-        **(index.attrs if path == "/" else {}),
-        **index.nodes[path].attrs,
-    }
+    own = {"experiment": index.experiment, "run": index.run, "state": index.state, "snapshot": index.snapshot}
+    # the index has the last word: nodes of a part of a run still have the snapshot of the whole
+    attrs = {**own, **(index.attrs if path == "/" else {}), **index.nodes[path].attrs, **own}
     shown: dict[str, Any] = jsonable(attrs)
     return shown
 

@@ -40,8 +40,8 @@ def open_hdf5(ref: SourceRef) -> Hdf5Source:
     Returns
     -------
     Hdf5Source
-        Its state is ``"ended"``. The run's attribute ``hdf5_unread`` lists datasets that have no place
-        in the model and why, ``hdf5_remarks`` what is inconsistent.
+        Its state is ``"ended"``, or that of the run that was exported. The run's attribute ``hdf5_unread`` lists
+        datasets that have no place in the model and why, ``hdf5_remarks`` what is inconsistent.
 
     Raises
     ------
@@ -81,7 +81,7 @@ def open_hdf5(ref: SourceRef) -> Hdf5Source:
     index = RunIndex(
         experiment=about.pop("experiment"),
         run=about.pop("run"),
-        state="ended",
+        state=about.pop("state"),
         snapshot=snapshot,
         nodes=made.nodes,
         detectors=made.detectors,
@@ -130,7 +130,8 @@ def _tree(files: tuple[DataFile, ...], confined: list[Confined]) -> tuple[Tree, 
         return exported.tree(first, run, entries(first, list(confined[0].datasets))[0]), {
             "experiment": str(run["experiment"]),
             "run": int(run["run"]),
-            "attrs": {**run["attrs"], "source_snapshot": run["snapshot"]},
+            "state": str(run["state"]),
+            "attrs": {"source_snapshot": run["snapshot"], **run["attrs"]},
         }
     unread: dict[str, str] = {}
     found: list[dict[str, Entry]] = []
@@ -144,7 +145,7 @@ def _tree(files: tuple[DataFile, ...], confined: list[Confined]) -> tuple[Tree, 
         attrs: dict[str, Any] = {"hdf5_layout": layout}
         attrs |= {"hdf5_unread": unread} if unread else {}
         attrs |= {"hdf5_remarks": remarks} if remarks else {}
-        return made, {"experiment": experiment, "run": number, "attrs": attrs}
+        return made, {"experiment": experiment, "run": number, "state": "ended", "attrs": attrs}
 
 
 def _once(datasets: Mapping[str, tuple[int, int]]) -> list[str]:

@@ -136,7 +136,8 @@ class Gateway:
             except ssl.SSLError as error:
                 if _about_us(error):
                     raise AccessError(
-                        f"{self.address}: does not accept this certificate ({_told(error)}); lcls-dask identity list shows it"
+                        f"{self.address}: does not accept this certificate ({_told(error)}); "
+                        "lcls-dask identity list shows it"
                     ) from error
                 why = _told(error)
             except OSError as error:

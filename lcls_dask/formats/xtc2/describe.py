@@ -151,7 +151,7 @@ def attributes(part: Part, title: str, shape: Shape) -> dict[str, Any]:
     told: dict[str, Any] = {
         "units": units_of(part, part.fields[title]),
         "long_name": f"{part.detector} {part.algorithm} {title}",
-        "detector": part.detector,
+        "detector": part.written,
         "kind": part.kind,
         "algorithm": f"{part.algorithm} {'.'.join(map(str, part.version))}",
     }

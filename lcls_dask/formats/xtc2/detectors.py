@@ -1,12 +1,12 @@
 """Names of all streams, gathered by detector and algorithm."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from .layout import NOT_DETECTORS, Configuration, Field, Names
+from .layout import Configuration, Field, Names
 from .names import Lookup, tables
 
 #: Kinds whose two-dimensional arrays are images even when they are small.
@@ -19,13 +19,19 @@ AREA = (
 HSD = frozenset({("hsd", (1, 2, 3)), ("raw", (2, 0, 0)), ("raw", (3, 0, 0))})
 
 
+#: What nodes and coordinates are called here: a detector of such a name gets another.
+OWN_NAMES = frozenset({"event", "timestamp", "time", "step", "pulse_id", "steps", "epics"})
+
+
 @dataclass(frozen=True)
 class Part:
     """One detector and algorithm: which fields it has, and where its segments come from.
 
     Attributes
     ----------
-    detector, kind, algorithm : str
+    detector : str
+        What it is called here, see `shown`.
+    kind, algorithm : str
     version : tuple of int
     segments : tuple of int
         All segments of the *detector*, ascending.
@@ -49,6 +55,11 @@ class Part:
         return f"{self.detector}.{self.algorithm}"
 
     @property
+    def written(self) -> str:
+        """What the detector is called in the files."""
+        return next(iter(self.streams.values()))[0].detector
+
+    @property
     def is_area(self) -> bool:
         """Whether two-dimensional arrays of any size are images."""
         return self.kind.lower().startswith(AREA)
@@ -70,6 +81,33 @@ class Part:
         return tables(configuration, names, fields), places
 
 
+def shown(detectors: Collection[str]) -> dict[str, str]:
+    """What detectors are called here: psana's name, and ``_detector`` behind it where that name is one of `OWN_NAMES`.
+
+    Parameters
+    ----------
+    detectors : collection of str
+        All of the run.
+
+    Returns
+    -------
+    dict of str to str
+        No two have the same name.
+
+    Examples
+    --------
+    >>> shown(["gmd", "time"])
+    {'gmd': 'gmd', 'time': 'time_detector'}
+    """
+    names = {}
+    for detector in detectors:
+        name = detector
+        while name in OWN_NAMES or (name != detector and name in detectors):
+            name += "_detector"
+        names[detector] = name
+    return names
+
+
 def parts_of(configurations: Sequence[Configuration]) -> dict[str, Part]:
     """Every detector and algorithm that events carry, by ``<detector>.<algorithm>``."""
     segments: dict[str, set[int]] = {}
@@ -79,9 +117,10 @@ def parts_of(configurations: Sequence[Configuration]) -> dict[str, Part]:
         # a segment that one stream describes twice is what was said last, as in psana
         by_segment = found.setdefault((names.detector, names.algorithm), {}).setdefault(stream, {})
         by_segment[names.segment] = names
+    called = shown(segments)
     return {
-        f"{detector}.{algorithm}": Part(
-            detector,
+        f"{called[detector]}.{algorithm}": Part(
+            called[detector],
             (first := next(iter(next(iter(streams.values())).values()))).kind,
             algorithm,
             first.version,
@@ -109,4 +148,4 @@ def event_names(configurations: Sequence[Configuration]) -> Iterator[tuple[int, 
 
 def is_event_data(names: Names) -> bool:
     """Whether it describes readings of a detector: no configuration, scan, or slow variable."""
-    return names.detector not in NOT_DETECTORS and not names.is_config
+    return names.is_detector and not names.is_config

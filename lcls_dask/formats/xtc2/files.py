@@ -94,13 +94,15 @@ def inside(directory: Path, name: str, source: str) -> str:
     return plain(name)
 
 
-def runs_in(directory: Path) -> dict[tuple[str, int], list[Path]]:
-    """The xtc2 files of a directory, by the experiment and run in their names."""
-    runs: dict[tuple[str, int], list[Path]] = {}
-    for path in sorted(directory.iterdir()):
-        match = NAME.fullmatch(plain(path.name))
-        if match and not plain(path.name).endswith(".smd.xtc2"):
-            runs.setdefault((match["experiment"], int(match["run"])), []).append(path)
+def runs_in(directory: Path, run: int | None = None) -> dict[tuple[str, int], list[str]]:
+    """Names of the xtc2 files of a directory, by the experiment and run in them; of one run, or all."""
+    runs: dict[tuple[str, int], list[str]] = {}
+    names = os.listdir(directory)
+    # a directory may hold hundreds of runs, each of which is looked for in it
+    for name in sorted(names if run is None else (name for name in names if f"{run}-s" in name)):
+        match = NAME.fullmatch(plain(name))
+        if match and run in (None, int(match["run"])):
+            runs.setdefault((match["experiment"], int(match["run"])), []).append(name)
     return runs
 
 
@@ -116,13 +118,14 @@ def streams_of(path: Path, run: int | None) -> tuple[Path, list[StreamFiles]]:
     """
     if path.is_dir():
         directory = path
-        runs = runs_in(path)
-        if run is not None and any(number == run for _, number in runs):
-            runs = {key: files for key, files in runs.items() if key[1] == run}
+        runs = (runs_in(path, run) if run is not None else {}) or runs_in(path)
         if len(runs) > 1:
             known = ", ".join(f"{experiment} r{number:04d}" for experiment, number in runs)
             raise SeveralRunsError(f"{path}: holds several runs ({known}); choose one with run=")
-        paths = next(iter(runs.values())) if runs else [p for p in sorted(path.iterdir()) if is_xtc2(p)]
+        if runs:
+            paths = [path / name for name in next(iter(runs.values()))]
+        else:
+            paths = [entry for entry in sorted(path.iterdir()) if is_xtc2(entry)]
         if not paths:
             raise RunNotFoundError(
                 f"{path}: no xtc2 files; a run is a file or a directory of <expt>-rNNNN-sNNN-cNNN.xtc2"
@@ -152,15 +155,22 @@ def _first_chunks(directory: Path, paths: Iterable[Path]) -> Iterable[StreamFile
 
 def listing(directory: Path, streams: Iterable[StreamFiles]) -> list[str]:
     """Names of all files that, by their names, belong to these streams: chunks and smalldata too."""
+    stems = {stream: _stem(stream.first) for stream in streams}
+    chunks: dict[str, set[str]] = {stem: set() for stem in stems.values()}
+    # one look at the directory, which may hold many streams and many other runs
+    runs = tuple({stem.rpartition("-s")[0] for stem in stems.values()})
+    for name in (plain(name) for name in os.listdir(directory) if name.startswith(runs)):
+        if (stem := _stem(name)) in chunks:
+            chunks[stem].add(name)
     names = []
-    for stream in streams:
-        match = NAME.fullmatch(stream.first)
-        if match:
-            stem = re.escape(stream.first.rpartition("-c")[0])
-            pattern = re.compile(stem + r"-c\d+\.xtc2")
-            names += sorted({plain(p.name) for p in directory.iterdir() if pattern.fullmatch(plain(p.name))})
-        else:
-            names.append(stream.first)
+    for stream, stem in stems.items():
+        names += sorted(chunks[stem]) if stem else [stream.first]
         if stream.smalldata:
             names.append(stream.smalldata)
     return names
+
+
+def _stem(name: str) -> str:
+    """What the names of a stream's chunk files begin with; empty where the name says nothing."""
+    match = NAME.fullmatch(name)
+    return name[: match.start("chunk")] if match else ""

@@ -39,8 +39,9 @@ DTYPES = tuple(
     np.dtype(f"<{c}") for c in ("u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f4", "f8", "u1", "i4", "i4")
 )
 
-#: Names that are not detectors: their values are attributes, steps or slow variables.
+#: Names that are not detectors: their values are attributes, steps or slow variables. The DAQ gives them the kinds.
 NOT_DETECTORS = frozenset({"runinfo", "epics", "epicsinfo", "scan", "chunkinfo", "smdinfo"})
+KINDS_OF_NO_DETECTOR = NOT_DETECTORS | {"offset", ""}
 
 DAMAGE_BITS = {
     0: "Truncated", 1: "OutOfOrder", 2: "OutOfSynch", 3: "Corrupted", 4: "DroppedContribution", 5: "MissingData",
@@ -109,6 +110,11 @@ class Names:
     def is_config(self) -> bool:
         """Whether it holds configuration values, which only Configure carries."""
         return self.algorithm.lower().endswith("config")
+
+    @cached_property
+    def is_detector(self) -> bool:
+        """Whether it describes a detector, be it one that is called like what is none."""
+        return self.detector not in NOT_DETECTORS or self.kind not in KINDS_OF_NO_DETECTOR
 
     @cached_property
     def position(self) -> Mapping[str, int]:

@@ -17,7 +17,7 @@ from .detectors import Part
 from .events import Array, Events
 from .probe import Shape, probe
 from .ragged import SAMPLE_INTERVAL, Digitizer, OwnEvents, Ragged, own_events, survey_digitizer, survey_field
-from .slow import Table, settings, slow_names, slow_variables, steps
+from .slow import Table, has_slow_variables, settings, slow_names, slow_variables, steps
 
 #: Gives a variable's values for some rows.
 Reader = Callable[[Rows], Array]
@@ -101,8 +101,9 @@ class NodeMaker:
     def paths(self) -> tuple[str, ...]:
         """Every node that there is."""
         detectors = sorted({part.detector for part in self._parts.values()})
-        tables = (("steps", self.steps), ("epics", self._slow_variables))
-        return ("/", *(f"/{name}" for name in detectors), *(f"/{name}" for name, t in tables if t.timestamps.size))
+        # whether there are slow variables; there may be very many, which are read when they are asked for
+        tables = (("steps", bool(self.steps.timestamps.size)), ("epics", has_slow_variables(self._events)))
+        return ("/", *(f"/{name}" for name in detectors), *(f"/{name}" for name, there in tables if there))
 
     def make(self, path: str, attrs: Mapping[str, Any]) -> Readable:
         """Make one; `attrs` are those of the whole run."""
@@ -113,10 +114,10 @@ class NodeMaker:
         if path == "/epics":
             return Readable(path, attrs, lambda: _slow(path, "update", self._slow_variables, slow_names(self._events)))
         detector = path[1:]
-        small, large = _configuration(settings(self._events, detector).get(detector, {}))
         part = next(part for part in self._parts.values() if part.detector == detector)
+        small, large = _configuration(settings(self._events, part.written).get(part.written, {}))
         serial = next(iter(part.streams.values()))[0].serial
-        more = {"detector": detector, "kind": part.kind, "serial": serial, **small}
+        more = {"detector": part.written, "kind": part.kind, "serial": serial, **small}
         return Readable(path, {**attrs, **more}, lambda: (*self._detector(detector), *_held_arrays(detector, large)))
 
     def _root(self) -> Iterator[Entry]:

@@ -141,7 +141,8 @@ class StreamScanner:
                 break
             self._chunk += 1
             self._stops = 0
-        if not small and any(n.detector == "smdinfo" for s in self._sections for n in s.configuration.names.values()):
+        names = (n for section in self._sections for n in section.configuration.names.values())
+        if not small and any(n.detector == "smdinfo" and not n.is_detector for n in names):
             raise FormatError(f"{self._directory / self._files[0]}: is smalldata; open the run that it belongs to")
         if not self._sections:
             raise FormatError(

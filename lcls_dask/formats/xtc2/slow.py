@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from .events import Array, Events
-from .layout import BEGIN_STEP, NOT_DETECTORS, SLOW_UPDATE, parse_transition
+from .layout import BEGIN_STEP, DGRAM_BYTES, SLOW_UPDATE, parse_transition
 
 
 @dataclass(frozen=True)
@@ -38,23 +38,34 @@ def slow_variables(events: Events) -> Table:
     return _table(events, SLOW_UPDATE, "epics", every=False)
 
 
-def _table(events: Events, service: int, detector: str, *, every: bool) -> Table:
-    rows: dict[int, dict[str, Any]] = {}
+def has_slow_variables(events: Events) -> bool:
+    """Whether any SlowUpdate carries one: found in the first that does, however many there are."""
+    return any(True for _ in _readings(events, SLOW_UPDATE, "epics"))
+
+
+def _readings(events: Events, service: int, detector: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """What transitions of a service carry: their timestamp and the values, by the names that users see."""
     for number, stream in enumerate(events.tables.streams):
         names = events.configurations[number].names
-        carries = any(n.detector == detector for n in names.values())
+        if not any(n.detector == detector for n in names.values()):
+            continue
         for place in stream.transitions:
-            if place.service != service:
+            if place.service != service or place.end - place.offset == DGRAM_BYTES:
                 continue
-            if every:
-                rows.setdefault(place.timestamp, {})
-            if carries:
-                data, dgram, file = events.transition(stream, place)
-                for described, values in parse_transition(data, dgram, names, file):
-                    if described.detector == detector:
-                        titles = {f.name: f.title for f in described.fields if not f.is_label}
-                        found = {titles[k]: v for k, v in values.items() if k in titles}
-                        rows.setdefault(place.timestamp, {}).update(found)
+            data, dgram, file = events.transition(stream, place)
+            for described, values in parse_transition(data, dgram, names, file):
+                if described.detector == detector:
+                    titles = {f.name: f.title for f in described.fields if not f.is_label}
+                    yield place.timestamp, {titles[k]: v for k, v in values.items() if k in titles}
+
+
+def _table(events: Events, service: int, detector: str, *, every: bool) -> Table:
+    rows: dict[int, dict[str, Any]] = {}
+    if every:
+        places = (place for stream in events.tables.streams for place in stream.transitions)
+        rows = {place.timestamp: {} for place in places if place.service == service}
+    for stamp, found in _readings(events, service, detector):
+        rows.setdefault(stamp, {}).update(found)
     stamps = sorted(rows)
     keys = list(dict.fromkeys(key for stamp in stamps for key in rows[stamp]))
     columns, seen = {}, {}
@@ -99,7 +110,7 @@ def settings(events: Events, detector: str | None = None) -> dict[str, dict[str,
     """Configuration values by detector and ``<algorithm>.<field>``; a list over segments where they differ."""
     found: dict[str, dict[str, dict[int, Any]]] = {}
     for names, values in _configured(events):
-        if names.detector in NOT_DETECTORS or detector not in (None, names.detector):
+        if not names.is_detector or detector not in (None, names.detector):
             continue
         for field in names.fields:
             if not field.is_label and field.name in values:
