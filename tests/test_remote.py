@@ -12,6 +12,7 @@ from pathlib import Path
 import dask
 import numpy as np
 import pytest
+import xarray as xr
 from gateway_rig import Facility, Gateway
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -318,3 +319,72 @@ def test_files_are_read_directly_where_policy_allows(facility: Facility, alice: 
             np.testing.assert_array_equal(through.read("/", "timestamp", slice(0, 300)), values)
     finally:
         facility.allow({EXPERIMENT: ["alice"], OTHERS: ["bob"]})
+
+
+def test_every_face(facility: Facility, alice: Path, tmp_path: Path) -> None:
+    """Engine, Dask, zarr and fsspec over the gateway give what the engine gives over the files."""
+    import fsspec
+    import zarr
+
+    from lcls_dask.stores.store import LclsStore
+
+    with xr.open_dataset(facility.root / EXPERIMENT / "r0001", engine="lcls") as there:
+        expected = there.load()
+    with xr.open_dataset(run_uri(), engine="lcls", chunks={}) as lazy:
+        xr.testing.assert_identical(lazy.compute(scheduler="threads").drop_attrs(), expected.drop_attrs())
+    run = lcls_dask.open_run(run_uri())
+    assert run.events == 300
+    assert "through" not in run.info()
+    xr.testing.assert_identical(
+        run.dataset(events=slice(10, 20)).compute().drop_attrs(), expected.isel(event=slice(10, 20)).drop_attrs()
+    )
+    with xr.open_zarr(LclsStore(run.source), consolidated=False) as stored:
+        xr.testing.assert_identical(stored.load().drop_attrs(), expected.drop_attrs())
+    fs = fsspec.filesystem("lcls", skip_instance_cache=True)
+    assert fs.ls("", detail=False) == [EXPERIMENT]
+    assert fs.ls(EXPERIMENT, detail=False) == [f"{EXPERIMENT}/r0001", f"{EXPERIMENT}/r0002"]
+    inside = fsspec.filesystem("lcls", asynchronous=True, skip_instance_cache=True)
+    store = zarr.storage.FsspecStore(inside, path=f"{EXPERIMENT}/r0001", read_only=True)
+    group = zarr.open_group(store, mode="r", use_consolidated=False)
+    np.testing.assert_array_equal(group["timestamp"][:], expected["timestamp"].values)  # type: ignore[index]
+    with pytest.raises(FileNotFoundError):
+        fs.cat_file(f"{EXPERIMENT}/r0001/nothing/c/0")
+
+
+def test_command_line(facility: Facility, alice: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from lcls_dask.cli import main
+
+    assert main(["ls", f"lcls://{EXPERIMENT}"]) == 0
+    listed = capsys.readouterr().out
+    assert "ended" in listed
+    assert "300" in listed
+    assert main(["info", run_uri()]) == 0
+    assert "300" in capsys.readouterr().out
+    assert main(["validate", run_uri()]) in (0, 1)
+    capsys.readouterr()
+    target = tmp_path / "copy.zarr"
+    assert main(["export", run_uri(), str(target)]) == 0
+    capsys.readouterr()
+    here = open_source(facility.root / EXPERIMENT / "r0001")
+    copy = open_source(target)
+    for name, variable in here.index.nodes["/"].variables.items():
+        rows = slice(0, variable.shape[0])
+        np.testing.assert_array_equal(copy.read("/", name, rows), here.read("/", name, rows))
+    assert main(["info", f"lcls://{OTHERS}/r0001"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("lcls-dask: ")
+    assert said.count("\n") == 1
+    assert (alice / "token").read_text() not in said
+
+
+def test_experiment(alice: Path) -> None:
+    experiment = lcls_dask.open_experiment(f"lcls://{EXPERIMENT}")
+    assert experiment.runs() == [1, 2]
+    table = experiment.table()
+    assert table["events"].tolist() == [300, 200]
+    assert table["state"].tolist() == ["ended", "ended"]
+    assert experiment[1].events == 300
+    with pytest.raises(RunNotFoundError):
+        experiment[7]
+    with pytest.raises(RunNotFoundError):
+        lcls_dask.open_experiment(f"lcls://{OTHERS}").runs()

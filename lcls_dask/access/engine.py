@@ -155,12 +155,13 @@ class LclsBackendEntrypoint(BackendEntrypoint):
     """Opens LCLS runs: ``xr.open_dataset(uri_or_path, engine="lcls", chunks={})``.
 
     Parameters of ``open_dataset`` beside xarray's own: `group` (a node such as ``"/hsd"``), `run` (which one,
-    where the files hold several), `snapshot` (pins a run that is still being written).
+    where the files hold several), `snapshot` (pins a run that is still being written),
+    `gateway` (where an ``lcls://`` URI is read from).
     """
 
     description = "LCLS runs: xtc2 streams, HDF5, exported zarr; finished or being written"
     url = "https://github.com/slac-lcls"
-    open_dataset_parameters = ("filename_or_obj", "drop_variables", "group", "run", "snapshot")
+    open_dataset_parameters = ("filename_or_obj", "drop_variables", "group", "run", "snapshot", "gateway")
     supports_groups = True
 
     def open_dataset(  # type: ignore[override]
@@ -171,9 +172,10 @@ class LclsBackendEntrypoint(BackendEntrypoint):
         group: str | None = None,
         run: int | None = None,
         snapshot: str | None = None,
+        gateway: str | None = None,
     ) -> xr.Dataset:
         """One node of a run."""
-        source = pinned_source(filename_or_obj, run, snapshot)
+        source = pinned_source(filename_or_obj, run, snapshot, gateway)
         path = "/" + (group or "").strip("/")
         return node_dataset(source, path, _names(drop_variables))
 
@@ -185,9 +187,10 @@ class LclsBackendEntrypoint(BackendEntrypoint):
         group: str | None = None,
         run: int | None = None,
         snapshot: str | None = None,
+        gateway: str | None = None,
     ) -> dict[str, xr.Dataset]:
         """Every node of a run, by path."""
-        source = pinned_source(filename_or_obj, run, snapshot)
+        source = pinned_source(filename_or_obj, run, snapshot, gateway)
         if group is not None:
             return {"/": node_dataset(source, "/" + group.strip("/"), _names(drop_variables))}
         return {path: node_dataset(source, path, _names(drop_variables)) for path in source.index.nodes}
@@ -200,10 +203,16 @@ class LclsBackendEntrypoint(BackendEntrypoint):
         group: str | None = None,
         run: int | None = None,
         snapshot: str | None = None,
+        gateway: str | None = None,
     ) -> xr.DataTree:
         """Every node of a run as a tree."""
         groups: Mapping[str, xr.Dataset] = self.open_groups_as_dict(
-            filename_or_obj, drop_variables=drop_variables, group=group, run=run, snapshot=snapshot
+            filename_or_obj,
+            drop_variables=drop_variables,
+            group=group,
+            run=run,
+            snapshot=snapshot,
+            gateway=gateway,
         )
         return xr.DataTree.from_dict(dict(groups))
 
@@ -220,7 +229,9 @@ def _names(drop: str | Iterable[str] | None) -> tuple[str, ...]:
 _SEEN: dict[tuple[str, str, float | None, int | None], str] = {}
 
 
-def pinned_source(uri_or_path: str | os.PathLike[Any], run: int | None, snapshot: str | None) -> RunSource:
+def pinned_source(
+    uri_or_path: str | os.PathLike[Any], run: int | None, snapshot: str | None, gateway: str | None = None
+) -> RunSource:
     """A source that no other one, opened under the same name before or later, can be confused with.
 
     xarray names Dask keys by the path, its time of writing (of URIs not even that) and the keywords alone. So a
@@ -235,7 +246,7 @@ def pinned_source(uri_or_path: str | os.PathLike[Any], run: int | None, snapshot
         This process has opened something else under the same name, and no snapshot was given.
     """
     text = os.fspath(uri_or_path)
-    source = open_at(text, run, snapshot)
+    source = open_at(text, run, snapshot, gateway)
     index = source.index
     if snapshot is not None or (is_uri(text) and parse_uri(text).snapshot is not None):
         return source
@@ -245,7 +256,10 @@ def pinned_source(uri_or_path: str | os.PathLike[Any], run: int | None, snapshot
             f"{text}: run {index.run} of {index.experiment} has no end and may still be written; pin what is there "
             f"now: {call}, or use lcls_dask.open_run, which does"
         )
-    if _SEEN.setdefault((text, source.ref.path, _written(text), run), index.snapshot) != index.snapshot:
+    if (
+        _SEEN.setdefault((text, source.ref.gateway or source.ref.path, _written(text), run), index.snapshot)
+        != index.snapshot
+    ):
         raise SnapshotError(
             f"{text}: is another run than when it was opened before, and Dask would give results of that one; pin what "
             f"is there now: {call}, or use lcls_dask.open_run, which does"

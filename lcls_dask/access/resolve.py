@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ..errors import UriError
 from ..formats import RunSource, open_source
-from ..formats.discover import locate
+from ..formats.discover import open_uri
 from ..formats.xtc2.files import is_xtc2
 from ..uri import is_uri, parse_uri
 
@@ -20,7 +20,9 @@ def looks_like_run(text: str) -> bool:
         return False
 
 
-def open_at(uri_or_path: str, run: int | None = None, snapshot: str | None = None) -> RunSource:
+def open_at(
+    uri_or_path: str, run: int | None = None, snapshot: str | None = None, gateway: str | None = None
+) -> RunSource:
     """Open a run by URI or path.
 
     Parameters
@@ -30,12 +32,16 @@ def open_at(uri_or_path: str, run: int | None = None, snapshot: str | None = Non
     run : int, optional
         Which run, where a path holds several.
     snapshot : str, optional
+    gateway : str, optional
+        Where a URI is read from; ``lcls.gateway`` by default.
 
     Raises
     ------
-    UriError, RunNotFoundError, SeveralRunsError, SnapshotError, FormatError
+    UriError, RunNotFoundError, SeveralRunsError, SnapshotError, FormatError, AccessError, UnreachableError
     """
     if not is_uri(uri_or_path):
+        if gateway is not None:
+            raise UriError(f"{uri_or_path}: is a path, which no gateway serves; write lcls://<experiment>/r<NNNN>")
         return open_source(uri_or_path, run, snapshot)
     uri = parse_uri(uri_or_path)
     if uri.run is None or uri.key:
@@ -44,4 +50,4 @@ def open_at(uri_or_path: str, run: int | None = None, snapshot: str | None = Non
         raise UriError(f"{uri_or_path}: names run {uri.run}, but run={run} was asked for")
     if snapshot and uri.snapshot and snapshot != uri.snapshot:
         raise UriError(f"{uri_or_path}: names one snapshot, but snapshot={snapshot!r} was asked for")
-    return open_source(locate(uri.experiment, uri.run), uri.run, uri.snapshot or snapshot)
+    return open_uri(uri, snapshot, gateway)

@@ -163,8 +163,9 @@ class Run:
             # events are chosen before there are blocks: a block would read all of its events, damaged ones too
             chunks=None if events is not None else {} if chunks is None else chunks,
             group=group,
-            run=self.number if not self.path.startswith("lcls://") else None,
+            run=self.number if not is_uri(self.path) else None,
             snapshot=self.snapshot,
+            gateway=self._source.ref.gateway,
         )
         if select:
             names = [name for name in whole.data_vars if any(fnmatch.fnmatchcase(str(name), glob) for glob in select)]
@@ -188,8 +189,9 @@ class Run:
             self.path,
             engine="lcls",
             chunks={} if chunks is None else chunks,
-            run=self.number if not self.path.startswith("lcls://") else None,
+            run=self.number if not is_uri(self.path) else None,
             snapshot=self.snapshot,
+            gateway=self._source.ref.gateway,
         )
 
     def validate(self) -> Report:
@@ -300,7 +302,12 @@ def _reopen(ref: SourceRef, location: str) -> Run:
     return Run(reopen(ref), location)
 
 
-def open_run(uri_or_path: str | os.PathLike[Any], run: int | None = None, snapshot: str | None = None) -> Run:
+def open_run(
+    uri_or_path: str | os.PathLike[Any],
+    run: int | None = None,
+    snapshot: str | None = None,
+    gateway: str | None = None,
+) -> Run:
     """Open a run, finished or live.
 
     Parameters
@@ -311,6 +318,8 @@ def open_run(uri_or_path: str | os.PathLike[Any], run: int | None = None, snapsh
         Which run, where there are several.
     snapshot : str, optional
         Pins the run to what it was; by default it is what is there now.
+    gateway : str, optional
+        Address that an ``lcls://`` URI is read from, ``https://host:port``; ``lcls.gateway`` by default.
 
     Returns
     -------
@@ -319,6 +328,8 @@ def open_run(uri_or_path: str | os.PathLike[Any], run: int | None = None, snapsh
     Raises
     ------
     UriError, RunNotFoundError, SeveralRunsError, SnapshotError, FormatError
+    AccessError, UnreachableError
+        The gateway refuses, or does not answer.
 
     Examples
     --------
@@ -327,5 +338,5 @@ def open_run(uri_or_path: str | os.PathLike[Any], run: int | None = None, snapsh
     <lcls_dask.Run rixsim01 r0001, 20 events, ended>
     """
     text = os.fspath(uri_or_path)
-    source = open_at(text, run, snapshot)
+    source = open_at(text, run, snapshot, gateway)
     return Run(source, text if is_uri(text) else source.ref.path)

@@ -224,7 +224,9 @@ def open_uri(uri: RunUri, snapshot: str | None = None, gateway: str | None = Non
     snapshot, address = uri.snapshot or snapshot, gateway or config.gateway()
     if address is None:
         return open_source(locate(uri.experiment, uri.run), uri.run, snapshot)
-    ref = SourceRef(str(RunUri(uri.experiment, uri.run)), uri.run, snapshot, (), address.rstrip("/"))
+    from .remote.http import parse_address
+
+    ref = SourceRef(str(RunUri(uri.experiment, uri.run)), uri.run, snapshot, (), str(parse_address(address)))
     return reopen(ref) if snapshot else _open(ref)
 
 

@@ -14,6 +14,7 @@ from fsspec.spec import AbstractBufferedFile
 from .. import config
 from ..errors import LiveRunError, RunNotFoundError, SnapshotError, UnsupportedError, UriError
 from ..formats import discover
+from ..formats.remote.catalogue import experiments, run_table
 from ..formats.source import RunSource
 from ..uri import RunUri, parse_uri
 from .keys import METADATA, Keys, RunKeys
@@ -34,9 +35,9 @@ _FSSPEC_OPTIONS = {"use_listings_cache", "listings_expiry_time", "max_paths", "s
 class LclsFileSystem(AsyncFileSystem):  # type: ignore[misc]
     """Runs as read-only files: each key of a run's zarr v3 hierarchy is one.
 
-    Paths are ``lcls://<experiment>/r<NNNN>[@<snapshot>]/<key>``, read from the directory of experiments
-    that ``lcls.root`` (or ``LCLS_ROOT``) names; with `run`, paths are the keys of that one run. A run
-    keeps the snapshot it had when this filesystem first opened it.
+    Paths are ``lcls://<experiment>/r<NNNN>[@<snapshot>]/<key>``, read through the gateway that `gateway` or
+    ``lcls.gateway`` names, or else from the directory of experiments in ``lcls.root``; with `run`, paths are the
+    keys of that one run. A run keeps the snapshot it had when this filesystem first opened it.
 
     Parameters
     ----------
@@ -46,6 +47,8 @@ class LclsFileSystem(AsyncFileSystem):  # type: ignore[misc]
         Which run, where the files of `run` hold several.
     snapshot : str, optional
         Which snapshot of `run`; needed while it is still being taken.
+    gateway : str, optional
+        Address of the gateway, ``https://host:port``.
     **options
         fsspec's own. Anything else is refused: credentials are found on each machine and never
         travel with a filesystem.
@@ -72,6 +75,7 @@ class LclsFileSystem(AsyncFileSystem):  # type: ignore[misc]
         *,
         number: int | None = None,
         snapshot: str | None = None,
+        gateway: str | None = None,
         asynchronous: bool = False,
         loop: asyncio.AbstractEventLoop | None = None,
         batch_size: int | None = None,
@@ -79,14 +83,15 @@ class LclsFileSystem(AsyncFileSystem):  # type: ignore[misc]
     ) -> None:
         if unknown := sorted(set(options) - _FSSPEC_OPTIONS):
             raise UriError(
-                f"the lcls filesystem has no option {', '.join(unknown)}; it takes run, number and snapshot, "
-                "and finds credentials on the machine it runs on"
+                f"the lcls filesystem has no option {', '.join(unknown)}; it takes run, number, snapshot "
+                "and gateway, and finds credentials on the machine it runs on"
             )
         options["use_listings_cache"] = False
         super().__init__(asynchronous=asynchronous, loop=loop, batch_size=batch_size, **options)
         self._run = None if run is None else os.fspath(run)
         self._number = number
         self._snapshot = snapshot
+        self._gateway = gateway
         self._places: dict[tuple[str, int], str] = {}
         self._sources: dict[Wanted, tuple[RunSource, Fingerprint]] = {}
         self._snapshots: dict[Wanted, str] = {}
@@ -178,25 +183,35 @@ class LclsFileSystem(AsyncFileSystem):  # type: ignore[misc]
         """
         path = self._strip_protocol(path).lstrip("/")
         if self._run is not None:
-            return RunKeys(self._source((self._run, self._number, self._snapshot), None)), path
+            return RunKeys(self._source((self._run, self._number, self._snapshot))), path
         uri = parse_uri(f"lcls://{path}")
         if uri.run is None:
             raise RunNotFoundError(f"lcls://{path} names no run; write lcls://{uri.experiment}/r<NNNN>")
         place = (uri.experiment, uri.run)
+        if (address := self._address) is not None:
+            return RunKeys(self._source((str(RunUri(*place)), uri.run, uri.snapshot), uri, address)), uri.key
         if place not in self._places:
             self._places[place] = str(discover.locate(*place))
         return RunKeys(self._source((self._places[place], uri.run, uri.snapshot), uri)), uri.key
 
-    def _source(self, wanted: Wanted, uri: RunUri | None) -> RunSource:
+    @property
+    def _address(self) -> str | None:
+        """Of the gateway that paths are read through, if they are."""
+        return self._gateway or config.gateway()
+
+    def _source(self, wanted: Wanted, uri: RunUri | None = None, address: str | None = None) -> RunSource:
         path, run, snapshot = wanted
         source, before = self._sources.get(wanted, (None, ()))
         if source is not None and (snapshot is not None or source.index.state == "ended"):
             return source
         # a run without an end may still grow: reads of two moments of it must not be mixed
-        now = _fingerprint(path) if snapshot is None else ()
+        now = _fingerprint(path) if snapshot is None and address is None else ()
         if source is not None and now == before:
             return source
-        source = discover.open_source(path, run, snapshot)
+        if uri is not None and address is not None:
+            source = discover.open_uri(uri, snapshot, address)
+        else:
+            source = discover.open_source(path, run, snapshot)
         index = source.index
         pinned = (
             f"LclsFileSystem(run={path!r}, snapshot={index.snapshot!r})"
@@ -229,7 +244,7 @@ class LclsFileSystem(AsyncFileSystem):  # type: ignore[misc]
         experiment, _, inside = path.strip("/").partition("/")
         if self._run is None and not inside:
             if experiment:
-                discover.experiment_directory(parse_uri(f"lcls://{experiment}").experiment)
+                self._runs(experiment)
             return _entry(path, True)
         keys, key = self._keys(path)
         if (size := keys.size(key)) is not None:
@@ -250,16 +265,22 @@ class LclsFileSystem(AsyncFileSystem):  # type: ignore[misc]
         experiment, _, inside = path.strip("/").partition("/")
         beneath = f"{path}/" if path else ""
         if self._run is None and not experiment:
-            for name in _experiments():
+            for name in _experiments() if self._address is None else experiments(self._address):
                 yield _entry(beneath + name, True)
         elif self._run is None and not inside:
-            directory = discover.experiment_directory(parse_uri(f"lcls://{experiment}").experiment)
-            for number in discover.find_runs(directory):
+            for number in self._runs(experiment):
                 yield _entry(f"{beneath}r{number:04d}", True)
         else:
             keys, key = self._keys(path)
             for entry in keys.list_dir(key):
                 yield _entry(beneath + entry.name, entry.is_dir, entry.size)
+
+    def _runs(self, experiment: str) -> list[int]:
+        """Runs of an experiment, which must be there."""
+        name = parse_uri(f"lcls://{experiment}").experiment
+        if (address := self._address) is not None:
+            return [int(row["run"]) for row in run_table(address, name)]
+        return list(discover.find_runs(discover.experiment_directory(name)))
 
 
 class LclsFile(AbstractBufferedFile):  # type: ignore[misc]
