@@ -19,6 +19,7 @@ RATIOS = {
     "scalars": ["lcls_dask over a raw read", "events/s of lcls_dask over psana's"],
     "importing": ["CPU time of import lcls_dask"],
     "gateway": ["a cached decision takes"],
+    "remote": ["throughput of open and sum over bare TLS"],
 }
 REAL = {"hsd": grow.HSD, "jungfrau": grow.JUNGFRAU}
 
