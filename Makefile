@@ -25,30 +25,45 @@ $(VENV)/.installed: pyproject.toml Makefile
 	$(BIN)/python -m pip install --quiet --editable '.[plot,hdf5,test,lint]'
 	touch $@
 
-# psana is the referee of the values. One of its dependencies has no wheel and compiles against Kerberos.
-# It is never required: where it cannot be had, the file records why, and every target says so loudly.
-$(VENV)/.psana: $(VENV)/.installed
-	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! command -v krb5-config >/dev/null; then \
-	   { apt-get update -qq && apt-get install -y -qq libkrb5-dev gcc; } >$(VENV)/apt.log 2>&1 \
-	     || echo "WARNING: apt-get could not install libkrb5-dev; see $(VENV)/apt.log" >&2; \
-	 fi
-	@if $(BIN)/python -m pip install --quiet --editable '.[psana]' >$(VENV)/psana.log 2>&1; \
-	 then : >$@; \
-	 else echo "psana could not be installed; see $(VENV)/psana.log" >$@; \
-	 fi
-
-define REFEREE
-if [ -s $(VENV)/.psana ]; then \
-  echo "****************************************************************" >&2; \
-  echo "WARNING: $$(cat $(VENV)/.psana)." >&2; \
-  echo "WARNING: values will NOT be checked against psana." >&2; \
-  echo "WARNING: rm $(VENV)/.psana and make again to retry." >&2; \
-  echo "****************************************************************" >&2; \
+# What pip alone cannot bring is wanted, never required. A file records why one is absent, and is empty where it is
+# there; each target that would use it says so loudly. $(call APT,COMMAND,PACKAGES): root fetches what COMMAND is in.
+define APT
+if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! command -v $(1) >/dev/null; then \
+  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $(2); } >$@.apt.log 2>&1 \
+    || echo "WARNING: apt-get could not install $(2); see $@.apt.log" >&2; \
 fi
 endef
 
+# the referee of the values: one of its dependencies has no wheel and compiles against Kerberos
+$(VENV)/.psana: $(VENV)/.installed
+	@$(call APT,krb5-config,libkrb5-dev gcc)
+	@if $(BIN)/python -m pip install --quiet --editable '.[psana]' >$@.log 2>&1; \
+	 then : >$@; \
+	 else echo "psana could not be installed (see $@.log): values will NOT be checked against psana" >$@; \
+	 fi
+
+# the browser in which a test opens the notebook
+$(VENV)/.chromium: $(VENV)/.installed
+	@$(call APT,chromium,chromium)
+	@if command -v chromium >/dev/null; \
+	 then : >$@; \
+	 else echo "there is no chromium (apt-get install chromium): JupyterLab is tested only where playwright has its own" >$@; \
+	 fi
+
+# says what is absent of a target's own prerequisites
+define ABSENT
+for record in $(filter $(VENV)/.psana $(VENV)/.chromium,$^); do \
+  if [ -s $$record ]; then \
+    echo "****************************************************************" >&2; \
+    echo "WARNING: $$(cat $$record)." >&2; \
+    echo "WARNING: rm $$record and make again to retry." >&2; \
+    echo "****************************************************************" >&2; \
+  fi; \
+done
+endef
+
 demo: $(VENV)/.psana
-	@$(REFEREE)
+	@$(ABSENT)
 	$(BIN)/lcls-dask demo --out demo-out
 
 lint: $(VENV)/.installed
@@ -57,16 +72,16 @@ lint: $(VENV)/.installed
 	$(BIN)/mypy
 	$(BIN)/numpydoc lint $(PUBLIC)
 
-test: $(VENV)/.psana lint
-	@$(REFEREE)
+test: $(VENV)/.psana $(VENV)/.chromium lint
+	@$(ABSENT)
 	$(BIN)/python -m pytest -n 2 -m "not long"
 
 test-long: $(VENV)/.psana
-	@$(REFEREE)
+	@$(ABSENT)
 	$(BIN)/python -m pytest -m long
 
 bench: $(VENV)/.psana
-	@$(REFEREE)
+	@$(ABSENT)
 	$(BIN)/python -m benchmarks all
 
 clean:

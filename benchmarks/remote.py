@@ -1,4 +1,4 @@
-"""A run through the gateway by xarray and Dask, over mutual TLS, against a bare TLS socket that takes the same bytes."""
+"""A run through the gateway by xarray and Dask, over mutual TLS, against a bare TLS socket for the same bytes."""
 
 import os
 import socket

@@ -244,21 +244,24 @@ def test_markup_in_names_is_shown_as_it_is(monkeypatch: pytest.MonkeyPatch, caps
     assert "[red]x[/red]" in capsys.readouterr().out
 
 
-def start(*arguments: str, **options: object) -> subprocess.Popen[str]:
-    code = "import sys; from lcls_dask.cli import main; sys.exit(main())"
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
-    )
-
-
 def test_an_interrupt_is_130_and_one_line(tmp_path: Path) -> None:
+    # tests that a shell started in the background ignore SIGINT, and so would what they start
+    code = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from lcls_dask.cli import main; sys.exit(main())"
+    )
     # written at 10 events a second, this would take an hour
-    process = start("simulate", str(tmp_path / "slow"), "--kind", "scan", "--events", "36000", "--rate-hz", "10")
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("slow/*.xtc2.inprogress")) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    arguments = ["simulate", str(tmp_path / "slow"), "--kind", "scan", "--events", "36000", "--rate-hz", "10"]
+    command = [sys.executable, "-c", code, *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            deadline = time.monotonic() + 60
+            while not list(tmp_path.glob("slow/*.xtc2.inprogress")) and time.monotonic() < deadline:
+                time.sleep(0.1)
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=30)
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert err.splitlines() == ["lcls-dask: interrupted"]
 
