@@ -7,7 +7,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 # what people call or read first; the docstrings there are held to numpydoc
 PUBLIC = $(wildcard lcls_dask/*.py lcls_dask/access/*.py lcls_dask/stores/*.py lcls_dask/formats/*.py \
-           plugins/*.py) lcls_dask/facility/simulation.py
+           lcls_dask/formats/remote/*.py lcls_dask/security/*.py lcls_dask/gateway/*.py plugins/*.py) \
+         lcls_dask/facility/simulation.py
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-long lint bench clean
@@ -50,9 +51,17 @@ $(VENV)/.chromium: $(VENV)/.installed
 	 else echo "there is no chromium (apt-get install chromium): JupyterLab is tested only where playwright has its own" >$@; \
 	 fi
 
+# the database that gateways may share, of which the tests start one of their own
+$(VENV)/.postgresql: $(VENV)/.installed
+	@$(call APT,pg_ctlcluster,postgresql)
+	@if ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null; \
+	 then : >$@; \
+	 else echo "there is no PostgreSQL (apt-get install postgresql): gateways are tested with SQLite alone" >$@; \
+	 fi
+
 # says what is absent of a target's own prerequisites
 define ABSENT
-for record in $(filter $(VENV)/.psana $(VENV)/.chromium,$^); do \
+for record in $(filter-out $(VENV)/.installed,$(filter $(VENV)/%,$^)); do \
   if [ -s $$record ]; then \
     echo "****************************************************************" >&2; \
     echo "WARNING: $$(cat $$record)." >&2; \
@@ -72,11 +81,11 @@ lint: $(VENV)/.installed
 	$(BIN)/mypy
 	$(BIN)/numpydoc lint $(PUBLIC)
 
-test: $(VENV)/.psana $(VENV)/.chromium lint
+test: $(VENV)/.psana $(VENV)/.chromium $(VENV)/.postgresql lint
 	@$(ABSENT)
 	$(BIN)/python -m pytest -n 2 -m "not long"
 
-test-long: $(VENV)/.psana
+test-long: $(VENV)/.psana $(VENV)/.postgresql
 	@$(ABSENT)
 	$(BIN)/python -m pytest -m long
 
