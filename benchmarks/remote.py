@@ -41,7 +41,8 @@ def run(setting: Setting) -> None:
     facility = Facility(setting.directory)
     frames = setting.size(512, 16)
     shape = (frames, 1024, 1024)
-    write_store(facility.root / EXPERIMENT / "r0001.zarr", EXPERIMENT, 1, {NAME: (8, shape), "timestamp": (1, (1,))})
+    shapes = {NAME: (8, shape), "timestamp": (frames, (frames,))}
+    write_store(facility.root / EXPERIMENT / "r0001.zarr", EXPERIMENT, 1, shapes)
     alice = facility.identity("alice")
     facility.allow({EXPERIMENT: ["alice"]})
     token = alice / "token"
