@@ -40,6 +40,17 @@ def byte_order(codecs: Sequence[Codec]) -> Literal["<", ">"]:
     return ">" if codecs[0].get("configuration", {}).get("endian") == "big" else "<"
 
 
+def is_plain(codecs: Sequence[Codec]) -> bool:
+    """Whether chunks are the array's bytes as NumPy has them, little end first: nothing is to be decoded.
+
+    Examples
+    --------
+    >>> is_plain(()), is_plain([bytes_codec(np.dtype("<u2"))]), is_plain([bytes_codec(np.dtype(">u2"))])
+    (True, True, False)
+    """
+    return not codecs or (len(codecs) == 1 and codecs[0]["name"] == "bytes" and byte_order(codecs) == "<")
+
+
 def _open(codec: Codec) -> _BytesCodec:
     import numcodecs
 

@@ -7,6 +7,7 @@ and not zeros.
 
 import json
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,7 @@ class ZarrSource:
 
     def __init__(self, ref: SourceRef) -> None:
         self._root = Path(os.path.realpath(ref.path))
+        self._inside = f"{self._root}/"
         if not (self._root / METADATA).is_file():
             raise RunNotFoundError(f"{ref.path}: there is no zarr store; export writes one")
         about = self._json("").get("attributes", {}).get(EXPORT)
@@ -143,17 +145,26 @@ class ZarrSource:
         coordinate = dims == (name,) or attrs.pop("coordinates", None) == name
         return Variable(name, dims, shape, dtype, chunk[0], attrs, coordinate, tuple(array["codecs"]))
 
-    def _path(self, key: str) -> Path:
-        """A file of the store; links out of it are refused."""
-        path = Path(os.path.realpath(self._root / key.lstrip("/")))
-        if not path.is_relative_to(self._root):
-            raise ConfinementError(f"{self._root}: {key} leads out of the store; copy what it names into it")
-        return path
+    def _bytes(self, key: str) -> bytes:
+        """A file of the store; links out of it are refused, also ones that somebody makes at this moment."""
+        name = f"{self._root}/{key.lstrip('/')}"
+        if ".." in key.split("/"):
+            raise ConfinementError(f"{self._root}: {key} leads out of the store")
+        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with open(fd, "rb", buffering=0) as file:
+            # what was opened, not what the name leads to by now
+            if not os.readlink(f"/proc/self/fd/{fd}").startswith(self._inside):
+                raise ConfinementError(f"{self._root}: {key} leads out of the store; copy what it names into it")
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise FormatError(f"{name}: is no regular file; export the run again")
+            return file.readall()
 
     def _json(self, key: str) -> dict[str, Any]:
-        path = self._path(f"{key}/{METADATA}")
+        path = f"{self._root}/{key.strip('/')}/{METADATA}"
         try:
-            value = json.loads(path.read_bytes())
+            value = json.loads(self._bytes(f"{key}/{METADATA}"))
+        except LclsError:
+            raise
         except (OSError, ValueError, RecursionError) as error:
             raise FormatError(f"{path}: cannot be read as JSON ({error}); export the run again") from error
         if not isinstance(value, dict):
@@ -241,7 +252,7 @@ class ZarrSource:
         variable = self._find(path, name)
         key = "/".join([path.strip("/"), name, "c", str(chunk), *("0" for _ in variable.shape[1:])])
         try:
-            return self._path(key).read_bytes()
+            return self._bytes(key)
         except FileNotFoundError:
             return None
 

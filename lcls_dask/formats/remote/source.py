@@ -85,7 +85,7 @@ class RemoteSource:
         variable = self._variable(path, name)
         if self._files is not None:
             return self._files.read(path, name, rows)
-        if variable.codecs:
+        if not codecs.is_plain(variable.codecs):
             return self._decoded(path, variable, rows)
         item = variable.item_bytes
         count = rows.stop - rows.start if isinstance(rows, slice) else rows.size
