@@ -28,9 +28,10 @@ class _Lent:
         self._memory = memory
         self.__array_interface__ = memory.__array_interface__
 
-    def __del__(self, idle: "deque[Array]" = _idle) -> None:  # when Python ends, the module may go first
+    # defaults, since the module may go first when Python ends
+    def __del__(self, idle: "deque[Array]" = _idle, most: int = IDLE) -> None:
         idle.append(self._memory)
-        while sum(memory.nbytes for memory in tuple(idle)) > IDLE:
+        while sum(memory.nbytes for memory in tuple(idle)) > most:
             idle.popleft()
 
 

@@ -103,7 +103,7 @@ class Gateway:
         Raises
         ------
         AccessError, RunNotFoundError, SnapshotError, FormatError
-            The gateway refuses; see `_refused`.
+            The gateway refuses; the message is its own.
         UnreachableError
             It does not answer for longer than ``lcls.patience``.
         """
