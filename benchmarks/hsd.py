@@ -52,6 +52,7 @@ def run(setting: Setting) -> None:
         timings = interleaved(
             setting.repeats,
             {"raw read": lambda: raw_read(path), "lcls_dask": first_time, "lcls_dask, lengths cached": again},
+            memory=size,
         )
     print(f"  {events} events, {size / 1e9:.3f} GB, one file; the index and the lengths are made anew each time")
     for name, timing in timings.items():

@@ -6,6 +6,7 @@ into the result, past h5py's lock, which all threads of a process share. All els
 
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -83,10 +84,10 @@ class DataFile:
                 os.close(self._descriptor)
                 self._descriptor = -1
 
-    def __del__(self) -> None:
-        # descriptors of its own, unlike a Python file, are not given back with the object
+    # Descriptors of its own, unlike a Python file, are not given back with the object.
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # when Python ends, `os` may go first
         if self._descriptor >= 0:
-            os.close(self._descriptor)
+            close(self._descriptor)
 
 
 @dataclass(frozen=True)

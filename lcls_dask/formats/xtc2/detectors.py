@@ -76,9 +76,11 @@ class Part:
         self, stream: int, configuration: Configuration, fields: Sequence[str]
     ) -> tuple[Lookup, np.ndarray[Any, Any]]:
         """The loops' tables for some fields in one stream, and each slot's position among the segments."""
-        names = self.streams[stream]
-        places = np.array([self.segments.index(n.segment) for n in names], np.int64)
-        return tables(configuration, names, fields), places
+        return tables(configuration, self.streams[stream], fields), self.places(stream)
+
+    def places(self, stream: int) -> np.ndarray[Any, Any]:
+        """Each slot's position among the segments."""
+        return np.array([self.segments.index(names.segment) for names in self.streams[stream]], np.int64)
 
 
 def shown(detectors: Collection[str]) -> dict[str, str]:

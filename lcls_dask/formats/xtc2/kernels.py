@@ -42,7 +42,8 @@ _ALIAS = 64
 # what `_locate` finds of each field
 _AT, _BYTES = 0, 1
 
-_1, _2, _3, _8 = np.uint64(1), np.uint64(2), np.uint64(3), np.uint64(8)
+_1, _2, _3 = np.uint64(1), np.uint64(2), np.uint64(3)
+_8, _16, _24, _32, _40, _48, _56, _64 = (np.uint64(8 * k) for k in range(1, 9))
 
 
 def reader(fd: int, end: int) -> tuple[np.ndarray, np.ndarray]:
@@ -174,6 +175,24 @@ def scan_smalldata(st, buf, position, slots, ranks, sizes, fields, stamps, offse
 
 
 @njit(nogil=True, cache=True)
+def _enter(st, buf, position, stamp):
+    """Begin to read the datagram at `position`, which must be that of `stamp`: where it ends, and a status."""
+    i = _need(st, buf, position, 24)
+    if i < 0:
+        return position, TRUNCATED if i == -1 else READ
+    if _stamp(buf, i) != stamp:
+        return position, TIMESTAMP
+    extent = _u32(buf, i + 20)
+    end = position + 12 + extent
+    if extent < 12 or end > st[_END]:
+        return end, TRUNCATED
+    # all of it at once: who goes back to its beginning must not find that out of the buffer
+    if 12 + extent <= _DIRECT and _need(st, buf, position, 12 + extent) < 0:
+        return end, READ
+    return end, OK
+
+
+@njit(nogil=True, cache=True)
 def _walk(st, buf, position, stamp, slots, where, damage):
     """Find the ShapesData that `slots` asks for in the datagram at `position`.
 
@@ -182,19 +201,10 @@ def _walk(st, buf, position, stamp, slots, where, damage):
     """
     where[:] = -1
     damage[:] = 0
+    end, status = _enter(st, buf, position, stamp)
+    if status != OK:
+        return status, position
     i = _need(st, buf, position, 24)
-    if i < 0:
-        return (TRUNCATED if i == -1 else READ), position
-    if _stamp(buf, i) != stamp:
-        return TIMESTAMP, position
-    extent = _u32(buf, i + 20)
-    end = position + 12 + extent
-    if extent < 12 or end > st[_END]:
-        return TRUNCATED, position
-    if 12 + extent <= _DIRECT:  # all of it at once: who goes back to its beginning must not find that out of the buffer
-        i = _need(st, buf, position, 12 + extent)
-        if i < 0:
-            return READ, position
     root = _u16(buf, i + 16)
     damage[:] = root  # of an absent contribution the datagram's own damage tells why
     if root & 8:  # Corrupted: the inside is not to be trusted
@@ -451,6 +461,23 @@ def _find_payload(st, buf, position, ranks, sizes, slot, field, header, shape, f
 
 
 @njit(nogil=True, cache=True)
+def _window_end(data, i, g, groups):
+    """Number of the first group of four words from `g` on that is skipped samples; `groups` if none is."""
+    at = np.uint64(i + 8 * g + 1)
+    while g + 8 <= groups:
+        flags = data[at] | data[at + _8] | data[at + _16] | data[at + _24]
+        flags |= data[at + _32] | data[at + _40] | data[at + _48] | data[at + _56]
+        if flags & 0x80:
+            break
+        g += 8
+        at += _64
+    while g < groups and not data[at] & 0x80:
+        g += 1
+        at += _8
+    return g
+
+
+@njit(nogil=True, cache=True)
 def _windows(data, i, size, mask, lead, starts, lengths, first, parts):
     """Append a payload's FEX windows from number `first` on; how many there are then, and a status."""
     status = _streams(data, i, size, mask, parts)
@@ -459,23 +486,17 @@ def _windows(data, i, size, mask, lead, starts, lengths, first, parts):
         return n, status
     if n + groups + 1 > starts.size:  # no more windows than groups of four
         return n, FULL
-    at, time, length = np.uint64(parts[2]), 0, 0
-    for _ in range(groups):
-        if data[at + _1] & 0x80:
-            if length:
-                lengths[n] = length
-                n, length = n + 1, 0
-            low = _u32(data, np.int64(at)) & 0x7FFF7FFF
-            high = _u32(data, np.int64(at) + 4) & 0x7FFF7FFF
+    g, time = 0, 0
+    while g < groups:
+        at = parts[2] + 8 * g
+        if data[np.uint64(at + 1)] & 0x80:
+            low, high = _u32(data, at) & 0x7FFF7FFF, _u32(data, at + 4) & 0x7FFF7FFF
             time += (low >> 16) + (low & 0xFFFF) + (high >> 16) + (high & 0xFFFF)
-        else:
-            if not length:
-                starts[n] = time
-            length += 4
-            time += 4
-        at += _8
-    if length:
-        lengths[n] = length
+            g += 1
+            continue
+        begin, g = g, _window_end(data, parts[2], g, groups)
+        starts[n], lengths[n] = time, 4 * (g - begin)
+        time += 4 * (g - begin)
         n += 1
     if n > first and lead:
         starts[first] += lead
@@ -494,11 +515,13 @@ def _large_windows(st, position, size, mask, lead, starts, lengths, first, parts
 
 @njit(nogil=True, cache=True)
 def survey_hsd(
-    st, buf, offsets, stamps, slots, ranks, sizes, fields, headers, places, lead, first, counts, flags, starts, lengths
-):
+    st, buf, offsets, stamps, slots, ranks, sizes, fields, headers, places, lead, first, counts, flags, words, starts,
+    lengths,
+):  # fmt: skip
     """Measure digitizer channels and find their FEX windows.
 
-    ``counts[row, place]`` becomes (waveform samples, windows, bytes); windows are appended to `starts` and `lengths` in
+    ``counts[row, place]`` becomes (waveform samples, windows, bytes), and ``words[row, slot]`` where in the datagram
+    the words of (waveform, windows) begin, 0 where there are none; windows are appended to `starts` and `lengths` in
     the order of rows and *slots*. `lead` samples at the start of the first window are baselines, no signal (format 3).
     Starts at row `first`; returns ``(FULL, row, windows)`` where the arrays are full, ``(OK, -1, windows)`` at the end.
     """
@@ -518,7 +541,7 @@ def survey_hsd(
             mask, status = _find_payload(st, buf, where[s], ranks, sizes, s, fields[s], headers[s], shape, found)
             if status != OK:
                 return status, row, where[s]
-            start, size = n, found[fields[s], _BYTES]
+            start, i, size = n, 0, found[fields[s], _BYTES]
             if not size:
                 continue
             if size > _BUFFER:
@@ -540,80 +563,72 @@ def survey_hsd(
             counts[row, places[s], 1] = n - start
             counts[row, places[s], 2] = size
             flags[row, places[s]] = parts[4]
+            for k in range(2):
+                if parts[2 * k + 1]:
+                    words[row, s, k] = found[fields[s], _AT] - offsets[row] + parts[2 * k] - i
     return OK, -1, n
 
 
 @njit(nogil=True, cache=True)
-def _samples(data, i, size, mask, lead, fex, target, count, parts):
-    """Copy a payload's samples, which must be `count`, to the address `target`: the waveform's, or those of windows."""
-    status = _streams(data, i, size, mask, parts)
-    if status != OK:
-        return status
-    source, left = data.ctypes.data + parts[2 * fex], 2 * count
-    if not fex:
-        if parts[1] != count:
-            return SHAPE
-        _memcpy(target, source, left)
-        return OK
-    groups = parts[3] // 4
-    top, skip, g = np.uint64(parts[2] + 1), 2 * lead, 0
-    while g < groups:
-        if data[top + np.uint64(8 * g)] & 0x80:
-            g += 1
-            continue
-        begin = g
-        while g < groups and not data[top + np.uint64(8 * g)] & 0x80:
-            g += 1
-        piece = 8 * (g - begin) - skip
-        if piece < 0 or piece > left:
-            return SHAPE
-        _memcpy(target, source + 8 * begin + skip, piece)
-        target, left, skip = target + piece, left - piece, 0
-    return SHAPE if left else OK
+def read_waveforms(st, buf, offsets, stamps, words, places, begins, ends, out):
+    """Samples of waveforms: of row r, place p into the uint16s ``[begins[r, p], ends[r, p])`` of the bytes `out`.
 
-
-@njit(nogil=True, cache=True)
-def _large_samples(st, position, size, mask, lead, fex, target, count, parts):
-    """`_samples` of a payload that does not fit the buffer."""
-    whole = np.empty(size, np.uint8)
-    if not _fill(st[_FD], whole.ctypes.data, size, position):
-        return READ
-    return _samples(whole, 0, size, mask, lead, fex, target, count, parts)
-
-
-@njit(nogil=True, cache=True)
-def read_hsd(st, buf, offsets, stamps, slots, ranks, sizes, fields, headers, places, lead, fex, begins, ends, out):
-    """uint16 samples of waveforms (`fex` 0) or FEX windows (1): row r, place p to ``out[begins[r, p]:ends[r, p]]``."""
-    where, damage = np.empty(fields.size, np.int64), np.empty(fields.size, np.uint16)
-    shape, found, parts = np.empty(5, np.int64), np.empty((ranks.shape[1], 2), np.int64), np.zeros(5, np.int64)
-    base = out.ctypes.data
+    ``words[row, slot]`` is where in its datagram they lie, as `survey_hsd` found it.
+    """
     for row in range(offsets.size):
         if offsets[row] < 0:
             continue
-        status, at = _walk(st, buf, offsets[row], stamps[row], slots, where, damage)
+        end, status = _enter(st, buf, offsets[row], stamps[row])
         if status != OK:
-            return status, row, at
-        for s in range(where.size):
-            if where[s] < 0 or fields[s] < 0:
+            return status, row, offsets[row]
+        for s in range(places.size):
+            if not words[row, s]:
                 continue
-            begin, end = begins[row, places[s]], ends[row, places[s]]
-            if begin == end:
+            at, begin = offsets[row] + words[row, s], begins[row, places[s]]
+            size = 2 * (ends[row, places[s]] - begin)
+            if at + size > end:
+                return CONTENT, row, at
+            status = _copy(st, buf, at, size, out, 2 * begin)
+            if status != OK:
+                return status, row, at
+    return OK, -1, -1
+
+
+@njit(nogil=True, cache=True)
+def read_windows(st, buf, offsets, stamps, words, places, lead, firsts, lasts, edges, out):
+    """Samples of FEX windows: window w, of those ``firsts[r, p]`` to ``lasts[r, p]``, from ``edges[w]`` of `out` on.
+
+    `words` and `out` are as for `read_waveforms`. How long the windows are is known, so of the words between them only
+    those are looked at that tell of skipped samples.
+    """
+    for row in range(offsets.size):
+        if offsets[row] < 0:
+            continue
+        end, status = _enter(st, buf, offsets[row], stamps[row])
+        if status != OK:
+            return status, row, offsets[row]
+        for s in range(places.size):
+            if not words[row, s]:
                 continue
-            if not 0 <= begin < end <= out.size:
-                return SHAPE, row, where[s]
-            mask, status = _find_payload(st, buf, where[s], ranks, sizes, s, fields[s], headers[s], shape, found)
-            if status != OK:
-                return status, row, where[s]
-            size, target = found[fields[s], _BYTES], base + 2 * begin
-            if size > _BUFFER:
-                status = _large_samples(st, found[fields[s], _AT], size, mask, lead, fex, target, end - begin, parts)
-            else:
-                i = _need(st, buf, found[fields[s], _AT], size)
-                if i < 0:
-                    return READ, row, where[s]
-                status = _samples(buf, i, size, mask, lead, fex, target, end - begin, parts)
-            if status != OK:
-                return status, row, where[s]
+            at, skip = offsets[row] + words[row, s], 2 * lead
+            for window in range(firsts[row, places[s]], lasts[row, places[s]]):
+                while True:
+                    if at + 8 > end:
+                        return CONTENT, row, at
+                    i = _need(st, buf, at, 8)
+                    if i < 0:
+                        return READ, row, at
+                    if not buf[np.uint64(i) + _1] & 0x80:
+                        break
+                    at += 8
+                size = 2 * (edges[window + 1] - edges[window])
+                at, skip = at + skip, 0
+                if at + size > end:
+                    return CONTENT, row, at
+                status = _copy(st, buf, at, size, out, 2 * edges[window])
+                if status != OK:
+                    return status, row, at
+                at += size
     return OK, -1, -1
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from ...errors import FormatError
 from . import kernels
 from .detectors import Part
-from .events import Array, ByRow, Events, in_blocks
+from .events import Array, ByRow, Events, Loop, in_blocks
 from .tables import kept, map_file, published
 
 #: In a row's flags: its payload makes no sense, so that it counts as empty.
@@ -234,33 +234,31 @@ class Digitizer:
 
     def waveforms(self, first: int, last: int) -> Array:
         """Samples of waveforms, uint16."""
-        return self._read(0, self.offset, first, last)
+        rows, starts, ends, skip, total = _cover(self.offset, first, last, len(self.part.segments))
+        out = self._read(kernels.read_waveforms, rows, 0, (ByRow(starts), ByRow(ends)), total)
+        return out[skip : skip + last - first]
 
     def window_samples(self, first: int, last: int) -> Array:
         """Samples of FEX windows, uint16."""
+        segments = len(self.part.segments)
         # rows do not know their samples, but their windows do
-        return self._read(1, _Composed(self.samples, self.windows), first, last)
+        rows, _, _, skip, total = _cover(_Composed(self.samples, self.windows), first, last, segments)
+        numbers = np.asarray(self.windows[rows.start * segments : rows.stop * segments + 1])
+        edges = np.asarray(self.samples[numbers[0] : numbers[-1] + 1])
+        firsts, lasts = ((n - numbers[0]).reshape(-1, segments) for n in (numbers[:-1], numbers[1:]))
+        where = (lead(self.part), ByRow(firsts), ByRow(lasts), edges - edges[0])
+        out = self._read(kernels.read_windows, rows, 1, where, total)
+        return out[skip : skip + last - first]
 
-    def _read(self, fex: int, offset: Any, first: int, last: int) -> Array:
-        rows, starts, ends, skip, total = _cover(offset, first, last, len(self.part.segments))
+    def _read(self, loop: Loop, rows: slice, kind: int, where: tuple[Any, ...], total: int) -> Array:
+        """Samples of these rows; `kind` is 0 for waveforms and 1 for windows, `where` they go, as the loop wants it."""
         out = np.zeros(total, np.uint16)
         for stream in self.part.streams:
-            t, places = self.part.tables(stream, self.events.configurations[stream], (self.field, "eventHeader"))
-            self.events.run(
-                stream,
-                self.own.among_all(rows),
-                kernels.read_hsd,
-                *t.arrays,
-                t.fields[:, 0],
-                t.fields[:, 1],
-                places,
-                lead(self.part),
-                fex,
-                ByRow(starts),
-                ByRow(ends),
-                out,
-            )
-        return out[skip : skip + last - first]
+            places = self.part.places(stream)
+            words = map_file(self.directory / f"words-{stream}", "<u4").reshape(-1, places.size, 2)
+            mine = ByRow(np.ascontiguousarray(words[rows, :, kind]))
+            self.events.run(stream, self.own.among_all(rows), loop, mine, places, *where, out.view(np.uint8))
+        return out
 
 
 @dataclass(frozen=True)
@@ -298,36 +296,59 @@ def survey_digitizer(events: Events, part: Part, field: str, own: OwnEvents) -> 
     if not target.is_dir():
         with published(target) as making:
             (making / "payload").mkdir()
-            names = ("offset", "windows", "samples", "payload/offset", "starts", "flags")
+            sums = ("offset", "windows", "samples", "payload/offset")
+            names = (*sums, "starts", "flags", *(f"words-{stream}" for stream in part.streams))
             files = {name: (making / name).open("wb") for name in names}
             try:
-                for name in names[:4]:
+                for name in sums:
                     np.zeros(1, np.int64).tofile(files[name])
                 waves = windows = samples = size = 0
-                for counts, flags, starts, lengths in in_blocks(
-                    own.count, BLOCK, lambda rows: digitizer_block(events, part, field, own, rows)
-                ):
-                    waves = _cumulative(files["offset"], counts[..., 0].ravel(), waves)
-                    windows = _cumulative(files["windows"], counts[..., 1].ravel(), windows)
-                    samples = _cumulative(files["samples"], lengths, samples)
-                    size = _cumulative(files["payload/offset"], counts[..., 2].ravel(), size)
-                    starts.astype("<i4").tofile(files["starts"])
-                    flags.tofile(files["flags"])
+                for block in in_blocks(own.count, BLOCK, lambda rows: digitizer_block(events, part, field, own, rows)):
+                    waves = _cumulative(files["offset"], block.counts[..., 0].ravel(), waves)
+                    windows = _cumulative(files["windows"], block.counts[..., 1].ravel(), windows)
+                    samples = _cumulative(files["samples"], block.lengths, samples)
+                    size = _cumulative(files["payload/offset"], block.counts[..., 2].ravel(), size)
+                    block.starts.astype("<i4").tofile(files["starts"])
+                    block.flags.tofile(files["flags"])
+                    for stream, words in block.words.items():
+                        words.astype("<u4").tofile(files[f"words-{stream}"])
             finally:
                 for file in files.values():
                     file.close()
     return Digitizer(events, part, field, own, target)
 
 
-def digitizer_block(
-    events: Events, part: Part, field: str, own: OwnEvents, rows: slice
-) -> tuple[Array, Array, Array, Array]:
+@dataclass(frozen=True)
+class DigitizerBlock:
+    """What a survey found in some of a digitizer's events.
+
+    Attributes
+    ----------
+    counts : (rows, segments, 3) int64
+        Samples of the waveform, windows, and bytes of the payload.
+    flags : (rows, segments) uint8
+    starts, lengths : (windows,) int32
+        In the order of rows and segments.
+    words : mapping of int to (rows, segments of the stream, 2) uint32
+        By stream: where in its datagrams a waveform and the windows begin, 0 where there are none.
+    """
+
+    counts: Array
+    flags: Array
+    starts: Array
+    lengths: Array
+    words: Mapping[int, Array]
+
+
+def digitizer_block(events: Events, part: Part, field: str, own: OwnEvents, rows: slice) -> DigitizerBlock:
+    """Survey the digitizer's events `rows`."""
     size, segments = rows.stop - rows.start, len(part.segments)
     counts = np.zeros((size, segments, 3), np.int64)
     flags = np.zeros((size, segments), np.uint8)
-    found = []
+    found, words = [], {}
     for stream in part.streams:
         t, places = part.tables(stream, events.configurations[stream], (field, "eventHeader"))
+        words[stream] = np.zeros((size, places.size, 2), np.uint32)
         windows: list[tuple[Array, Array]] = []
         events.run(
             stream,
@@ -340,10 +361,12 @@ def digitizer_block(
             lead(part),
             ByRow(counts),
             ByRow(flags),
+            ByRow(words[stream]),
             windows,
         )
         found.append((places, windows))
-    return counts, flags, *_in_row_order(counts[..., 1], found, events.tables.home, part.name)
+    starts, lengths = _in_row_order(counts[..., 1], found, events.tables.home, part.name)
+    return DigitizerBlock(counts, flags, starts, lengths, words)
 
 
 def _in_row_order(
@@ -392,6 +415,7 @@ def _survey_windows(
     lead: int,
     counts: Array,
     flags: Array,
+    words: Array,
     windows: list[tuple[Array, Array]],
 ) -> tuple[int, int, int]:
     """`kernels.survey_hsd` with as much room for windows as it takes; they are appended to `windows`."""
@@ -413,6 +437,7 @@ def _survey_windows(
             first,
             counts,
             flags,
+            words,
             starts,
             lengths,
         )

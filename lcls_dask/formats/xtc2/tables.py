@@ -30,7 +30,7 @@ from .layout import BEGIN_RUN
 from .scan import Scan, Section, StreamScanner, Transition
 
 #: Changes whenever what is written below changes, so that old indexes are not read.
-VERSION = 4
+VERSION = 5
 
 
 @dataclass(frozen=True)

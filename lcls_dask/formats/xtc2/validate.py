@@ -160,7 +160,7 @@ def _arrays(events: Events, part: Part, title: str, shape: Shape) -> Iterator[Fi
 
 def _malformed(events: Events, part: Part, title: str, own: OwnEvents, rows: slice) -> Array:
     try:
-        _, flags, _, _ = digitizer_block(events, part, title, own, rows)
+        flags = digitizer_block(events, part, title, own, rows).flags
     except FormatError:  # such datagrams are reported one by one with the readings
         return np.empty(0, np.int64)
     return np.flatnonzero((flags & MALFORMED).any(1))
