@@ -378,6 +378,44 @@ def test_a_stream_that_changes_while_it_is_served(
         assert (told["decision"], told["bytes"]) == ("refused", 0)
 
 
+@pytest.mark.parametrize("change", [Path.touch, overwrite_in_the_middle])
+def test_a_run_that_was_written_to_is_served_again_under_another_name(
+    facility: Facility, gateway: Gateway, alice: Path, simulated: tuple[str, dict[str, bytes]], change: object
+) -> None:
+    """Without a signal, by all processes alike; and never under the name of what it was, whose bytes clients keep."""
+    run, expected = simulated
+    plain = run.partition("@")[0]
+    gateway.arguments = ("--processes", "2")
+    gateway.start()
+    token = facility.token(alice, HERS)
+
+    def ask(target: str) -> Reply:  # on a connection of its own, so that either process may get it
+        with gateway.client(alice, token) as client:
+            return client.get(target)
+
+    key = next(iter(expected))
+    for _ in range(8):
+        assert ask(f"{run}/zarr/{key}").body == expected[key]
+    assert callable(change)
+    change(stream_of(facility))
+    name = until(lambda: (found := ask(plain).json["snapshot"]) not in run and found, what="another snapshot")
+    for _ in range(8):
+        reply = ask(f"{run}/zarr/{key}")
+        assert reply.status == 410
+        assert "ask for the run again" in reply.json["error"]
+    now = lcls_dask.open_run(facility.root / HERS / "r0001").source
+    for _ in range(8):
+        reply = ask(f"{plain}@{name}/zarr/{key}")
+        assert (reply.status, reply.body) == (200, RunKeys(now).read(key))
+    until(lambda: {ask(plain).json["snapshot"] for _ in range(8)} == {name}, what="one name for all processes")
+    (row,) = [row for row in ask(f"/v1/runs/{HERS}").json["runs"] if row["run"] == 1]
+    assert row["snapshot"] == name
+    # an operator says that it is as it should be
+    assert gateway.process is not None
+    gateway.process.send_signal(signal.SIGHUP)
+    until(lambda: {ask(f"{run}/zarr/{key}").status for _ in range(8)} == {200}, what="the name of the files again")
+
+
 @pytest.mark.parametrize("change", [truncate, overwrite_in_the_middle, replace, remove])
 def test_a_chunk_of_a_store_that_changes(facility: Facility, gateway: Gateway, alice: Path, change: object) -> None:
     gateway.start()

@@ -1,6 +1,7 @@
 """What of a request is understood, and what is refused before anything touches the file system."""
 
 import re
+import time
 
 import pytest
 from hypothesis import given
@@ -50,6 +51,21 @@ def test_a_head_that_could_be_read_in_two_ways_is_refused(head: bytes, status: i
     with pytest.raises(BadRequestError) as caught:
         parse_head(head.removesuffix(b"\r\n"))
     assert (caught.value.status, caught.value.reason) == (status, reason)
+
+
+@pytest.mark.parametrize("filling", [b" ", b"\t ", b"x ", b"x", b":", b"\xff"])
+def test_a_head_is_parsed_in_a_time_that_grows_as_its_length(filling: bytes) -> None:
+    """Heads are parsed between all other requests, before anybody is asked for a token."""
+
+    def seconds(size: int) -> float:
+        head = HEAD + b"X:" + filling * (size // len(filling)) + b"\0"
+        begun = time.process_time()
+        with pytest.raises(BadRequestError):
+            parse_head(head)
+        return time.process_time() - begun
+
+    # one that is parsed in a time that grows as the square took 2 s for this
+    assert min(seconds(15_000) for _ in range(5)) < 0.01
 
 
 def test_a_head_is_understood() -> None:

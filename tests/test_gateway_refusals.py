@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import ssl
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from biscuit_auth import Biscuit, BlockBuilder
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from gateway_rig import Facility, Gateway, exchange, until
 
@@ -234,8 +236,6 @@ def test_an_attenuated_token_cannot_be_widened(
 ) -> None:
     keys = IssuerKeys.load(facility.gateway / "known_issuers")
     narrow = attenuate(facility.token(alice, HERS), keys, runs=(1, 1))
-    from biscuit_auth import Biscuit, BlockBuilder
-
     with gateway.client(alice, narrow) as client:
         assert client.get(f"/v1/runs/{HERS}/r0001").status == 200
         assert client.get(RUN).status == 403
@@ -245,6 +245,34 @@ def test_an_attenuated_token_cannot_be_widened(
         assert client.get(RUN, token=wider).status == 401
         gateway.audited(decision="refused", reason="bad attenuation", user="alice")
         assert client.get(RUN, token=attenuate(narrow, keys, runs=(1, 99))).status == 403
+
+
+def _appended(facility: Facility, token: str, code: str, text: str) -> str:
+    """A token narrowed by hand, with a string that `attenuate` would never write."""
+    keys = IssuerKeys.load(facility.gateway / "known_issuers")
+    block = BlockBuilder("")
+    block.add_code(code, {"text": text})
+    return str(keys.verify(token).append(block).to_base64())
+
+
+def test_an_appended_text_that_prints_as_another_check(facility: Facility, gateway: Gateway, alice: Path) -> None:
+    """The library prints strings without escapes: this one reads as three checks, one of a date that is none."""
+    text = 'a");\ncheck if time($t), $t < 9999-99-99T99:99:99Z;\ncheck if experiment("b'
+    token = _appended(facility, facility.token(alice, HERS), "check if experiment({text});", text)
+    with gateway.client(alice, token) as client:
+        reply = client.get(f"/v1/runs/{HERS}/r0001")
+        assert (reply.status, reply.fields["www-authenticate"]) == (401, "Bearer")
+    gateway.audited(decision="refused", reason="bad attenuation", user="alice", run=1)
+
+
+def test_an_appended_pattern_that_takes_long(facility: Facility, gateway: Gateway, alice: Path) -> None:
+    """What is decided is decided between all other requests: one of a fifth of a second would hold up everybody."""
+    text = "^" + ".*a" * 1500 + "q$"
+    code = "check if detector($d), $d.matches({text}) or metadata(true);"
+    token = _appended(facility, facility.token(alice, HERS), code, text)
+    with gateway.client(alice, token) as client:
+        assert client.get(f"{RUN}@{14:032x}/zarr/{'a' * 1000}/c/0").status == 401
+    gateway.audited(decision="refused", reason="bad attenuation", user="alice", run=14)
 
 
 def test_revoked_tokens_and_children_of_revoked_ones(facility: Facility, gateway: Gateway, alice: Path) -> None:
@@ -341,7 +369,7 @@ def test_a_run_that_a_link_places_outside(facility: Facility, gateway: Gateway, 
             assert 66 not in [row["run"] for row in client.get(f"/v1/runs/{HERS}").json["runs"]]
     finally:
         link.unlink()
-    gateway.audited(reason="leads out of the root", run=66, status=404, decision="refused")
+    gateway.audited(reason="a link leads out", run=66, status=404, decision="refused")
 
 
 def test_an_experiment_that_a_link_places_outside(facility: Facility, gateway: Gateway, secret: Path) -> None:
@@ -354,7 +382,7 @@ def test_an_experiment_that_a_link_places_outside(facility: Facility, gateway: G
             assert client.get("/v1/runs/linked01/r0066").status == 404
             until(lambda: gateway.audited(experiment="linked01"))
             until(lambda: client.get("/v1/runs/linked01").status == 404 and any(
-                r["reason"] == "leads out of the root" and r["experiment"] == "linked01" for r in gateway.audit()
+                r["reason"] == "a link leads out" and r["experiment"] == "linked01" for r in gateway.audit()
             ))  # fmt: skip
             assert client.get("/v1/runs").json == {"experiments": []}
     finally:
@@ -369,7 +397,42 @@ def test_a_stream_that_a_link_places_outside(facility: Facility, gateway: Gatewa
         (inside / file.name.replace("secret01", HERS).replace("r0066", "r0067")).symlink_to(file)
     with gateway.client(alice, facility.token(alice, HERS)) as client:
         assert client.get(f"/v1/runs/{HERS}/r0067").status == 404
-    gateway.audited(reason="leads out of the root", run=67, decision="refused")
+    gateway.audited(reason="a link leads out", run=67, decision="refused")
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["run", "stream"])
+def test_a_link_into_another_experiment(facility: Facility, gateway: Gateway, alice: Path, whole: bool) -> None:
+    """A confused deputy: members may make links in their experiment, and the gateway may read all experiments."""
+    theirs, trap = facility.root / OTHERS / "r0068", facility.root / HERS / "r0068"
+    lcls_dask.simulate(theirs, "scan", events=10, experiment=OTHERS, run=68)
+    if whole:
+        trap.symlink_to(Path("..") / OTHERS / "r0068")
+    else:
+        trap.mkdir()
+        for file in theirs.glob("*.xtc2"):
+            (trap / file.name).symlink_to(file)
+    try:
+        with gateway.client(alice, facility.token(alice, HERS)) as client:
+            reply = client.get(f"/v1/runs/{HERS}/r0068")
+            assert (reply.status, reply.body) == (404, SAME_FOR_ALL)
+            rows = {row["run"]: row for row in client.get(f"/v1/runs/{HERS}").json["runs"]}
+            assert 68 not in rows or (rows[68]["state"], rows[68]["events"]) == ("unreadable", 0)
+        gateway.audited(reason="a link leads out", run=68, status=404, decision="refused")
+    finally:
+        trap.unlink() if whole else shutil.rmtree(trap)
+        shutil.rmtree(theirs)
+
+
+def test_a_link_to_nothing_hides_no_other_run(facility: Facility, gateway: Gateway, alice: Path) -> None:
+    link = facility.root / HERS / "r0014" / "notes"
+    link.symlink_to("nowhere")
+    try:
+        with gateway.client(alice, facility.token(alice, HERS)) as client:
+            reply = client.get(f"/v1/runs/{HERS}")
+            assert reply.status == 200
+            assert {1, 14} <= {row["run"] for row in reply.json["runs"]}
+    finally:
+        link.unlink()
 
 
 @pytest.mark.parametrize("kind", ["external link", "external storage", "virtual source"])
@@ -395,7 +458,7 @@ def test_a_file_that_points_out_of_its_run(
         with gateway.client(alice, facility.token(alice, HERS)) as client:
             reply = client.get(f"/v1/runs/{HERS}/r0070")
             assert (reply.status, reply.body) == (404, SAME_FOR_ALL)
-        gateway.audited(reason="leads out of the root", run=70, decision="refused")
+        gateway.audited(reason="a link leads out", run=70, decision="refused")
     finally:
         trap.unlink()
 

@@ -41,11 +41,14 @@ def table(runs: Runs, state: State, experiment: str) -> list[dict[str, Any]]:
         known = {}
     rows = []
     for number, path in runs.numbers(experiment).items():
-        now = stamp(path, number)
+        try:
+            now = stamp(path, number)
+        except OSError:
+            continue  # it went away since it was found
         before, row = known.get(number, ("", {}))
         if before != now:
-            row = _row(runs, experiment, number)
-            if row["state"] in ("ended", "cut"):  # the others change without a word
+            row, lasts = _row(runs, experiment, number)
+            if lasts:
                 _keep(state, experiment, number, now, row)
         rows.append(row)
     return rows
@@ -59,18 +62,24 @@ def stamp(path: Path, run: int) -> str:
             match = NAME.fullmatch(plain(entry.name))
             if (match and int(match["run"]) != run) or (not path.is_dir() and entry.name != path.name):
                 continue
-            stat = entry.stat()
-            digest.update(
-                f"{entry.name}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ino};".encode("utf-8", "surrogateescape")
-            )
+            try:
+                stat = entry.stat()
+                told = f"{entry.name}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ino};"
+            except OSError as error:  # a link to nothing, or renamed at this moment: that is all there is to say of it
+                told = f"{entry.name}:{error.errno};"
+            digest.update(told.encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 
-def _row(runs: Runs, experiment: str, number: int) -> dict[str, Any]:
+def _row(runs: Runs, experiment: str, number: int) -> tuple[dict[str, Any], bool]:
+    """The row of a run, and whether it stays right as long as its files do."""
     try:
-        return table_row(runs.open(experiment, number).source)
-    except LclsError as error:  # a run that cannot be opened is a row that says why
-        return unreadable_row(number, error, str(runs.root))
+        opened = runs.open(experiment, number)
+        row = table_row(opened.source)
+    except (LclsError, OSError) as error:  # a run that cannot be opened is a row that says why
+        return unreadable_row(number, error, str(runs.root)), False
+    # a live run changes without a word, and a name that is not the files' own is forgotten with the gateway's processes
+    return row, row["state"] in ("ended", "cut") and opened.snapshot == opened.source.ref.snapshot
 
 
 def _keep(state: State, experiment: str, number: int, now: str, row: dict[str, Any]) -> None:

@@ -105,7 +105,7 @@ def table_row(source: RunSource) -> dict[str, Any]:
     }
 
 
-def unreadable_row(run: int, error: LclsError, root: str) -> dict[str, Any]:
+def unreadable_row(run: int, error: LclsError | OSError, root: str) -> dict[str, Any]:
     """The row of a run that cannot be opened: it says why."""
     nothing: dict[str, Any] = {"snapshot": None, "events": 0, "start": None, "detectors": [], "steps": 0, "scanned": []}
     return {"run": run, "state": "unreadable", **nothing, "problem": without_root(str(error), root)}

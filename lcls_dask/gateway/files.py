@@ -1,7 +1,6 @@
 """Which files a run is made of, and whether they are still the ones that were opened."""
 
 import os
-import time
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -53,26 +52,26 @@ class Watch:
     ----------
     source : RunSource
         Just opened.
+    files : tuple of FileIdentity
+        Its files, as they are now.
+    since_ns : int
+        When its snapshot was first served: of a store, chunks that were written later are none of it.
     """
 
-    def __init__(self, source: RunSource) -> None:
-        self._opened_ns = time.time_ns()
+    def __init__(self, source: RunSource, files: tuple[FileIdentity, ...], since_ns: int) -> None:
+        self._since_ns = since_ns
         self._path = Path(source.ref.path)
         self._store = self._path.is_dir() and (self._path / _METADATA).exists()
         self._grows = source.index.state == "live"
-        self._files = identities(source)
+        self._files = files
 
-    def check(self, key: str) -> None:
+    def check(self) -> None:
         """Look at all files.
-
-        Parameters
-        ----------
-        key : str
-            What was read: of an exported store it is one more file.
 
         Raises
         ------
         SnapshotError
+            They are no longer those that were opened.
         """
         for was in self._files:
             try:
@@ -86,15 +85,22 @@ class Watch:
                 raise SnapshotError(self._message(was.path, "was truncated"))
             if not growing and (now.st_size, now.st_mtime_ns) != (was.size, was.mtime_ns):
                 raise SnapshotError(self._message(was.path, "was written to"))
-        if self._store and not key.endswith(_METADATA):
-            self._check_chunk(key)
 
-    def _check_chunk(self, key: str) -> None:
+    def check_chunk(self, key: str) -> None:
+        """Look at the file of a chunk, where each has one: in an exported store.
+
+        Raises
+        ------
+        SnapshotError
+            It was written to since the snapshot was first served.
+        """
+        if not self._store or key.endswith(_METADATA):
+            return
         try:
             now = os.stat(self._path / key)
         except OSError as error:
             raise SnapshotError(self._message(key, f"is gone ({error.strerror})")) from error
-        if max(now.st_mtime_ns, now.st_ctime_ns) > self._opened_ns:
+        if max(now.st_mtime_ns, now.st_ctime_ns) > self._since_ns:
             raise SnapshotError(self._message(key, "was written to"))
 
     def _message(self, path: str, what: str) -> str:
@@ -126,6 +132,14 @@ def identities(source: RunSource) -> tuple[FileIdentity, ...]:
         else:
             used = {entry.name: None for entry in sorted(path.iterdir()) if entry.suffix in SUFFIXES}
     return tuple(_identity(home / name, size) for name, size in used.items())
+
+
+def stamp_of(source: RunSource, files: tuple[FileIdentity, ...]) -> str:
+    """A word that changes whenever a file is written to; empty for a run that grows, or has since it was cut off."""
+    if source.index.state == "live" or any(found.used not in (None, found.size) for found in files):
+        return ""
+    told = "".join(f"{found.path}:{found.size}:{found.mtime_ns};" for found in files)
+    return blake2b(told.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
 
 
 def _identity(path: Path, used: int | None) -> FileIdentity:

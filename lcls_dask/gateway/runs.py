@@ -2,12 +2,14 @@
 
 import base64
 import errno
+import math
 import threading
 import time
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any, cast
 
 import google_crc32c
 import numpy as np
@@ -15,13 +17,14 @@ import numpy as np
 from ..errors import AccessError, ConfinementError, LclsError, RunNotFoundError, SnapshotError
 from ..formats import RunSource, find_runs, open_source
 from ..stores.keys import RunKeys
-from .files import Watch
+from .files import Watch, identities, stamp_of
+from .seen import Seen
 
 #: Runs that a process keeps open; each holds some files.
 MOST_RUNS = 64
 #: Seconds for which an answer to "what is there now" may be given again.
 FRESH = 1.0
-_MOST_DIGESTS = 1 << 17
+_MOST_DIGESTS = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -49,13 +52,16 @@ class OpenRun:
     Parameters
     ----------
     source : RunSource
+    watch : Watch
     """
 
-    def __init__(self, source: RunSource) -> None:
+    def __init__(self, source: RunSource, watch: Watch) -> None:
         self.source = source
         self.keys = RunKeys(source)
-        self._watch = Watch(source)
-        self._digests: dict[tuple[str, int, int], str] = {}
+        #: When its files were found to be others than those that were opened, on the monotonic clock.
+        self.stale: float | None = None
+        self._watch = watch
+        self._digests: dict[str, str] = {}
         self._tag = f"{source.index.experiment}/{source.index.run}@{source.index.snapshot}/"
 
     @property
@@ -101,8 +107,22 @@ class OpenRun:
             read = self.keys.read(key, slice(start, max(start, stop)))
             assert read is not None  # it has a size
             data = read
-        self._watch.check(key)  # after reading: what was read before the files changed is right
-        return Piece(data, start, total, self._digest(key, start, data))
+        self.check()  # after reading: what was read before the files changed is right
+        self._watch.check_chunk(key)
+        return Piece(data, start, total, self._digest(key, data, whole=data.nbytes == total))
+
+    def check(self) -> None:
+        """Look whether the files are still those that were opened.
+
+        Raises
+        ------
+        SnapshotError
+        """
+        try:
+            self._watch.check()
+        except SnapshotError:
+            self.stale = time.monotonic()
+            raise
 
     def size(self, key: str) -> int | None:
         """Bytes of a key, None where there is no such key."""
@@ -121,17 +141,29 @@ class OpenRun:
         variable = nodes[path].variables.get(name)
         return variable is not None and bool(variable.codecs)
 
-    def _digest(self, key: str, start: int, data: memoryview) -> str:
-        where = (key, start, data.nbytes)
-        digest = self._digests.get(where)
+    def _digest(self, key: str, data: memoryview, *, whole: bool) -> str:
+        # those of chunks are kept, those of any range that somebody may think of are not
+        digest = self._digests.get(key) if whole else None
         if digest is None:
             # a read-only array is the one view that the library takes without a copy
             checksum = google_crc32c.value(np.frombuffer(data.toreadonly(), np.uint8)) if data.nbytes else 0
             digest = f"crc32c=:{base64.b64encode(checksum.to_bytes(4, 'big')).decode()}:"
-            if len(self._digests) >= _MOST_DIGESTS:
-                self._digests.clear()
-            self._digests[where] = digest
+            if whole:
+                if len(self._digests) >= _MOST_DIGESTS:
+                    self._digests.clear()
+                self._digests[key] = digest
         return digest
+
+
+class _Renamed:
+    """A source whose snapshot goes by another name."""
+
+    def __init__(self, source: RunSource, snapshot: str) -> None:
+        self._source = source
+        self.index = replace(source.index, snapshot=snapshot)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._source, name)
 
 
 class Runs:
@@ -141,10 +173,11 @@ class Runs:
     ----------
     root : Path
         Holds ``<experiment>`` or ``<hutch>/<experiment>``.
+    seen : Seen
     """
 
-    def __init__(self, root: Path) -> None:
-        self._root = root.resolve(strict=True)
+    def __init__(self, root: Path, seen: Seen) -> None:
+        self._root, self._seen = root.resolve(strict=True), seen
         self._lock = threading.Lock()
         self._pinned: OrderedDict[tuple[str, int, str], OpenRun] = OrderedDict()
         self._current: dict[tuple[str, int], tuple[float, OpenRun]] = {}
@@ -166,15 +199,16 @@ class Runs:
         """
         for candidate in (self._root / name, self._root / name[:3] / name):
             if candidate.is_dir():
-                return self._confined(candidate)
+                return _confined(candidate, self._root)
         raise RunNotFoundError(f"{name}: no such experiment")
 
     def numbers(self, experiment: str) -> dict[int, Path]:
-        """The runs of an experiment, and where they are; those that links place outside the root are left out."""
+        """The runs of an experiment, and where they are; those that links place elsewhere are left out."""
         found: dict[int, Path] = {}
-        for number, path in find_runs(self.experiment(experiment)).items():
+        home = self.experiment(experiment)
+        for number, path in find_runs(home).items():
             try:
-                found[number] = self._confined(path)
+                found[number] = _confined(path, home)
             except ConfinementError:
                 continue
         return found
@@ -199,33 +233,70 @@ class Runs:
         SnapshotError
             The files hold another one.
         ConfinementError
-            A link leads out of the root, or of the run.
+            A link leads out of the experiment, or of the run.
         LclsError
             They cannot be opened.
         """
+        if snapshot is not None:
+            with self._lock:
+                pinned = self._pinned.get((experiment, run, snapshot))
+                if pinned is not None and (pinned.stale is None or time.monotonic() - pinned.stale < FRESH):
+                    self._pinned.move_to_end((experiment, run, snapshot))
+                    return pinned
+        now = self._now(experiment, run)
+        if snapshot is None or now.snapshot.startswith(snapshot):
+            return now
+        # one that the run has outgrown; there is none by this name if its files were written to since
+        older = self._opened(open_source(self._path(experiment, run), run, snapshot))
+        if not older.snapshot.startswith(snapshot):
+            raise SnapshotError(f"{experiment}/r{run:04d}: was written to; ask for the run again, without a snapshot")
+        return self._keep(experiment, run, older)
+
+    def _now(self, experiment: str, run: int) -> OpenRun:
         with self._lock:
-            if snapshot is not None and (pinned := self._pinned.get((experiment, run, snapshot))) is not None:
-                self._pinned.move_to_end((experiment, run, snapshot))
-                return pinned
-            if snapshot is None and (experiment, run) in self._current:
-                since, current = self._current[experiment, run]
-                if time.monotonic() - since < FRESH:
-                    return current
-        path = find_runs(self.experiment(experiment)).get(run)
-        if path is None:
-            raise RunNotFoundError(f"{experiment}: no run {run}")
-        opened = OpenRun(self._source(self._confined(path), run, snapshot))
+            since, current = self._current.get((experiment, run), (-math.inf, None))
+            if current is not None and time.monotonic() - since < FRESH:
+                return current
+        found = self._keep(experiment, run, self._opened(open_source(self._path(experiment, run), run)))
         with self._lock:
-            # whoever was first: all threads share one, with its watch and its digests
-            opened = self._pinned.setdefault((experiment, run, opened.snapshot), opened)
-            self._pinned.move_to_end((experiment, run, opened.snapshot))
-            if snapshot is None:
-                self._current[experiment, run] = time.monotonic(), opened
-            while len(self._pinned) > MOST_RUNS:
-                self._pinned.popitem(last=False)
+            self._current[experiment, run] = time.monotonic(), found
             while len(self._current) > MOST_RUNS:
                 self._current.pop(next(iter(self._current)))
-        return opened
+        return found
+
+    def _path(self, experiment: str, run: int) -> Path:
+        home = self.experiment(experiment)
+        path = find_runs(home).get(run)
+        if path is None:
+            raise RunNotFoundError(f"{experiment}: no run {run}")
+        # members may make links in their experiment, and the gateway may read all experiments
+        return _confined(path, home)
+
+    def _opened(self, source: RunSource) -> OpenRun:
+        """A source under the name by which its snapshot goes: its own, as long as its files are as they were."""
+        files = identities(source)
+        if not (stamp := stamp_of(source, files)):
+            return OpenRun(source, Watch(source, files, time.time_ns()))
+        where = f"{source.ref.path}:{source.ref.run}@"
+        first = self._seen.first(where + source.index.snapshot, stamp)
+        if first.stamp != stamp:
+            name = blake2b(f"{source.index.snapshot} {stamp}".encode(), digest_size=16).hexdigest()
+            first, source = self._seen.first(where + name, stamp), cast(RunSource, _Renamed(source, name))
+        return OpenRun(source, Watch(source, files, first.since_ns))
+
+    def _keep(self, experiment: str, run: int, opened: OpenRun) -> OpenRun:
+        key = (experiment, run, opened.snapshot)
+        with self._lock:
+            # whoever was first: all threads share one, with its watch and its digests
+            there = self._pinned.setdefault(key, opened)
+            try:
+                there.check()
+            except SnapshotError:
+                there = self._pinned[key] = opened
+            self._pinned.move_to_end(key)
+            while len(self._pinned) > MOST_RUNS:
+                self._pinned.popitem(last=False)
+        return there
 
     def forget(self) -> None:
         """Open every run anew: an operator says that its files may have been replaced."""
@@ -233,21 +304,16 @@ class Runs:
             self._pinned.clear()
             self._current.clear()
 
-    def _source(self, path: Path, run: int, snapshot: str | None) -> RunSource:
-        # opened as it is now first: `open_source` may still hold what the snapshot was before its files were replaced
-        source = open_source(path, run)
-        if snapshot in (None, source.index.snapshot):
-            return source
-        return open_source(path, run, snapshot)
 
-    def _confined(self, path: Path) -> Path:
-        try:
-            real = path.resolve(strict=True)
-        except (OSError, RuntimeError) as error:
-            raise RunNotFoundError(f"{path.name}: cannot be reached") from error
-        if not real.is_relative_to(self._root):
-            raise ConfinementError(f"{path.name}: a link leads out of the gateway's root")
-        return real
+def _confined(path: Path, home: Path) -> Path:
+    """Where a path really is, if that is inside of `home`."""
+    try:
+        real = path.resolve(strict=True)
+    except (OSError, RuntimeError) as error:
+        raise RunNotFoundError(f"{path.name}: cannot be reached") from error
+    if not real.is_relative_to(home):
+        raise ConfinementError(f"{path.name}: a link leads to where it must not")
+    return real
 
 
 def status_of(error: Exception) -> tuple[int, str]:
@@ -262,7 +328,7 @@ def status_of(error: Exception) -> tuple[int, str]:
         case RunNotFoundError():
             return 404, "no such run"
         case ConfinementError():
-            return 404, "leads out of the root"
+            return 404, "a link leads out"
         case SnapshotError():
             return 410, "snapshot gone"
         case AccessError():

@@ -23,6 +23,7 @@ from ..security.revocations import revoked_lines
 from . import worker
 from .limits import clear_row, create_table
 from .logs import log_as_json
+from .seen import Seen
 from .settings import Settings
 from .state import State
 
@@ -84,6 +85,8 @@ class _Supervisor:
         self._settings, self._port = settings, port
         self._table = scratch / "usage"
         create_table(self._table, settings.processes)
+        self._seen = scratch / "seen"
+        self._seen.mkdir()
         self._children = [_Child(row) for row in range(settings.processes)]
         self._context = multiprocessing.get_context("spawn")
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -126,7 +129,7 @@ class _Supervisor:
     def _start(self, child: _Child) -> None:
         clear_row(self._table, child.row)
         child.ready, sender = self._context.Pipe(duplex=False)
-        place = worker.Place(child.row, self._table, self._port)
+        place = worker.Place(child.row, self._table, self._seen, self._port)
         child.process = self._context.Process(
             target=worker.run, args=(self._settings, place, sender), name=f"gateway-{child.row}"
         )
@@ -171,6 +174,7 @@ class _Supervisor:
             _drain(self._wake_read)
         if self._reload:
             self._reload = False
+            Seen(self._seen).forget()
             for child in self._children:
                 _send(child, signal.SIGHUP)
         for sentinel in woken:

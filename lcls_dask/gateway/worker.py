@@ -19,6 +19,7 @@ from .limits import Usage
 from .logs import log_as_json
 from .metrics import Metrics
 from .runs import Runs
+from .seen import Seen
 from .service import Service
 from .settings import Settings
 from .state import State
@@ -38,12 +39,15 @@ class Place:
     row : int
         Of the table of usage.
     table : Path
+    seen : Path
+        Directory of `Seen`.
     port : int
         Which the supervisor has reserved.
     """
 
     row: int
     table: Path
+    seen: Path
     port: int
 
 
@@ -93,7 +97,7 @@ async def _serve(settings: Settings, place: Place, ready: Pipe) -> None:
         loop.add_reader(parent.sentinel, stopped.set)  # nobody is left to restart, to index or to stop this one
 
     pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="read")
-    runs, state = Runs(settings.root), State(settings.state)
+    runs, state = Runs(settings.root, Seen(place.seen)), State(settings.state)
     authority = Authority(settings)
     usage = Usage(place.table, place.row, settings.processes, settings.limits)
     audit, metrics = AuditLog(settings.audit), Metrics()

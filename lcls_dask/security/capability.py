@@ -18,6 +18,7 @@ from biscuit_auth import Biscuit, BiscuitBuilder, BlockBuilder, KeyPair, Private
 
 from ..errors import IdentityError
 from .access import Operation
+from .peer import NAME
 from .policy import EXPERIMENT
 
 T = TypeVar("T")
@@ -31,26 +32,27 @@ MAX_BLOCKS: Final = 16
 MAX_RIGHTS: Final = 32
 
 _GLOB = re.compile(r"[A-Za-z0-9_.*?-]{1,64}")
-_DATE = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"
+_DATE = r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z"
+_RUN = r"([0-9]{1,6})"
 _NAME = r"[a-z][a-z0-9_]*"
 # the library prints strings as they are, without escapes; so a check could be told as several, but each of
-# them is one of these, and checks only narrow
-_PATTERN = r"\^(?:[A-Za-z0-9_-]|\\\.|\.\*|\.)+\$"
+# them is one of these, and checks only narrow. A pattern is no longer than one of a glob: each decision tries it anew
+_PATTERN = r"\^(?:[A-Za-z0-9_-]|\\\.|\.\*|\.){1,64}\$"
 #: The checks that a block may hold, by what each looks at.
 _CHECKS = {
     "time": re.compile(rf"check if time\(\$t\), \$t < ({_DATE})"),
-    "run": re.compile(r"check if run\(\$r\), \$r >= (\d{1,6}), \$r <= (\d{1,6}) or whole_experiment\(true\)"),
+    "run": re.compile(rf"check if run\(\$r\), \$r >= {_RUN}, \$r <= {_RUN} or whole_experiment\(true\)"),
     "detector": re.compile(rf'check if detector\(\$d\), \$d\.matches\("({_PATTERN})"\) or metadata\(true\)'),
     "operation": re.compile(rf'check if operation\("{_NAME}"\)(?: or operation\("{_NAME}"\))*'),
     "experiment": re.compile(rf'check if experiment\("{_NAME}"\)(?: or experiment\("{_NAME}"\))*'),
 }
 _AUTHORITY = {
-    "user": re.compile(r'user\("([^"\\]+)"\)'),
+    "user": re.compile(rf'user\("({NAME.pattern})"\)'),
     "holder": re.compile(r'holder\("([0-9a-f]{64})"\)'),
     "expires": re.compile(rf"expires\(({_DATE})\)"),
-    "right": re.compile(rf'right\("({_NAME})", "({_NAME})", (\d{{1,6}}), (\d{{1,6}}), "({_PATTERN})"\)'),
+    "right": re.compile(rf'right\("({_NAME})", "({_NAME})", {_RUN}, {_RUN}, "({_PATTERN})"\)'),
     "peer": re.compile(r'check if peer\("[0-9a-f]{64}"\)'),
-    "client": re.compile(r'check if client\("[^"\\]+"\)'),
+    "client": re.compile(rf'check if client\("{NAME.pattern}"\)'),
     "time": _CHECKS["time"],
 }
 
@@ -342,7 +344,7 @@ def read(biscuit: Biscuit | UnverifiedBiscuit) -> Capability:
         facts.setdefault(kind, []).append(found)
     if any(len(facts.get(kind, ())) != 1 for kind in ("user", "holder", "expires", "peer", "client", "time")):
         raise TokenError("the token is no capability of this package: ask the issuer for one")
-    expiries = [facts["expires"][0][0]]
+    expiries = [_seconds(facts["expires"][0][0])]
     narrowed = []
     for index, source in enumerate(sources[1:], 1):
         # a block signed by a third party could be given trust by others, and there is no use for it here
@@ -353,12 +355,12 @@ def read(biscuit: Biscuit | UnverifiedBiscuit) -> Capability:
             if found is None:
                 raise AttenuationError("a block of the token holds more than checks; narrow it with lcls-dask token")
             if kind == "time":
-                expiries.append(found[0])
+                expiries.append(_seconds(found[0]))
             narrowed.append(statement)
     return Capability(
         facts["user"][0][0],
         facts["holder"][0][0],
-        min(datetime.fromisoformat(expiry).timestamp() for expiry in expiries),
+        min(expiries),
         _rights(facts.get("right", [])),
         tuple(narrowed),
         tuple(contained(lambda: biscuit.revocation_ids)),
@@ -431,6 +433,13 @@ def _match(statement: str, known: Mapping[str, re.Pattern[str]]) -> tuple[str, t
         if found := pattern.fullmatch(statement):
             return kind, found.groups()
     return "", None
+
+
+def _seconds(date: str) -> float:
+    try:
+        return datetime.fromisoformat(date).timestamp()
+    except ValueError:  # of a text that only prints as a date
+        raise AttenuationError("a block of the token names no moment; narrow it with lcls-dask token") from None
 
 
 def _date(seconds: float) -> datetime:

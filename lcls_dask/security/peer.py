@@ -12,7 +12,7 @@ from ..errors import IdentityError
 
 _URN = "urn:lcls:"
 #: Names of users and clusters: what a file name, a log line and a URI can hold without quoting.
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 
 
 class Role(enum.StrEnum):
@@ -147,7 +147,7 @@ def names_of(uris: Iterable[str]) -> tuple[Role, str, str | None]:
     for uri in uris:
         if uri.lower().startswith(_URN):
             kind, _, value = uri[len(_URN) :].partition(":")
-            if kind not in found or not _NAME.fullmatch(value):
+            if kind not in found or not NAME.fullmatch(value):
                 raise IdentityError(f"the certificate names {uri[:120]!r}, which is no role, user or cluster")
             found[kind].append(value)
     for kind, most in (("role", "exactly one"), ("user", "exactly one"), ("cluster", "at most one")):
@@ -187,7 +187,7 @@ def uris_for(role: Role, user: str, cluster: str | None = None) -> list[str]:
     ['urn:lcls:role:user', 'urn:lcls:user:alice']
     """
     for what, name in (("user", user), ("cluster", cluster)):
-        if name is not None and not _NAME.fullmatch(name):
+        if name is not None and not NAME.fullmatch(name):
             raise IdentityError(f"{name[:80]!r} is no name of a {what}: letters, digits and . _ @ -, 64 at most")
     uris = [f"{_URN}role:{role}", f"{_URN}user:{user}"]
     return uris if cluster is None else [*uris, f"{_URN}cluster:{cluster}"]
