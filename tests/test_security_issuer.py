@@ -11,19 +11,33 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from cryptography.x509.oid import NameOID
 from security_world import World, make_world, right
 
 from lcls_dask import cli
 from lcls_dask.errors import AccessError, IdentityError
-from lcls_dask.security import Identity, Operation, Right, Role, client_context, create_identity, revoke, server_context
+from lcls_dask.security import (
+    FileRevocations,
+    Identity,
+    Operation,
+    Right,
+    Role,
+    client_context,
+    create_identity,
+    load_identity,
+    revoke,
+    server_context,
+)
 from lcls_dask.security import certificates as cert
 from lcls_dask.security.capability import read_unverified
 from lcls_dask.security.files import read_private
 from lcls_dask.security.identity import accept
 from lcls_dask.security.issuer_client import fetch_token, renew
+from lcls_dask.security.revocations import revoked_lines
 
 
 @pytest.fixture
@@ -49,10 +63,11 @@ class Service:
 
 
 @pytest.fixture
-def service(world: World) -> Iterator[Service]:
-    """`lcls-dask issue serve` as a process of its own."""
+def service(world: World, request: pytest.FixtureRequest) -> Iterator[Service]:
+    """`lcls-dask issue serve` as a process of its own; a parameter is more of its arguments."""
     code = "import sys; from lcls_dask.cli import main; sys.exit(main())"
     arguments = ["--policy", str(world.policy_file), "--revocations", str(world.revoked_file), "--port", "0"]
+    arguments += getattr(request, "param", ())
     log = (world.path / "log").open("w+")
     process = subprocess.Popen(
         [sys.executable, "-c", code, "issue", "serve", str(world.issuer.directory), *arguments],
@@ -129,6 +144,117 @@ def test_a_certificate_is_renewed_for_its_own_names_only(service: Service) -> No
         renewed.peer.serial,
         f"{signed.serial_number:x}",
     ]
+
+
+def test_renewing_makes_no_certificate_last_longer(service: Service) -> None:
+    """A visitor whose certificate was signed for two hours renewed it to one of a year."""
+    world = service.world
+    made = create_identity(world.path / "guest", Role.USER, "guest", clock=world.clock)
+    subject = cert.certificate_pem(made.certificate)
+    introduction = world.issuer.sign(subject, Role.USER, "guest", lifetime=timedelta(hours=2))
+    guest = accept(made.directory, json.dumps(introduction), trust=True)
+    for _ in range(3):
+        guest = renew(guest, service.url)
+        assert abs(guest.peer.not_after - time.time() - 7200) < 60
+
+
+def test_nothing_is_renewed_faster_than_it_is_revoked(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+    """A thief who renews without a pause: after the command has ended no certificate of hers is good any more."""
+    world = service.world
+    for name in ("dave", "erin", "frank"):
+        identity = world.person(name)
+        request = cert.certificate_pem(
+            cert.request(cert.load_key(read_private(identity.key_file)), identity.certificate)
+        )
+        stolen, stop = [identity.peer.serial], threading.Event()
+
+        def steal(who: Identity = identity, body: bytes = request, found: list[str] = stolen) -> None:
+            while not stop.is_set():  # noqa: B023
+                status, content = service.post(who, "/v1/certificates", body)
+                if status == 200:
+                    found.append(accept(who.directory, json.dumps(content)).peer.serial)
+
+        thief = threading.Thread(target=steal)
+        thief.start()
+        deadline = time.monotonic() + 20
+        while len(stolen) < 5 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        code, _, err = call(
+            capsys, "identity", "revoke", stolen[0], "--revocations", world.revoked_file,
+            "--issuer", world.issuer.directory,
+        )  # fmt: skip
+        assert (code, err) == (0, "")
+        stop.set()
+        thief.join()
+        assert len(stolen) >= 5
+        assert service.post(load_identity(identity.directory), "/v1/certificates", request)[0] == 401
+        assert set(stolen) <= {line[0] for line in revoked_lines(world.revoked_file)}
+
+
+def _with_a_full_disk(limit: int, code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run code in a process whose files can grow to so many bytes."""
+    set_limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
+    command = [sys.executable, "-c", set_limit + code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def test_a_revocation_that_does_not_fit_on_the_disk_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "revoked"
+    revoke(path, ["aa"], "first")
+    code = "import sys; from lcls_dask.cli import main; sys.exit(main(sys.argv[1:]))"
+    call = "token", "revoke", "bb" * 64, "--revocations", path
+    done = _with_a_full_disk(path.stat().st_size + 40, code, *call)
+    assert done.returncode == 1, "half an identifier revokes nothing"
+    assert "too large" in done.stderr
+    assert "bb" * 64 not in FileRevocations(path)
+    assert "aa" in FileRevocations(path)
+    assert _with_a_full_disk(1 << 20, code, *call).returncode == 0
+    assert {"aa", "bb" * 64} <= {line[0] for line in revoked_lines(path)}
+
+
+def test_what_is_not_recorded_is_not_given_out(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    alice, record = world.person("alice"), world.issuer.directory / "issued.jsonl"
+    code = "import sys; from lcls_dask.cli import main; sys.exit(main(sys.argv[1:]))"
+    issue = "token", "issue", "--issuer", world.issuer.directory, "--identity", alice.directory
+    call_ = (*issue, "--experiment", "tmox42619")
+    done = _with_a_full_disk(record.stat().st_size + 20, code, *call_)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert not record.read_bytes().endswith(b"\n"), "a part of the line is there"
+    whole = _with_a_full_disk(1 << 20, code, *call_)
+    assert whole.returncode == 0
+    kinds = [entry["kind"] for entry in world.issuer.issued()]
+    assert kinds == ["certificate", "token"], "the cut line costs no other"
+    status, _, _ = call(
+        capsys, "identity", "revoke", alice.peer.serial, "--revocations", world.revoked_file,
+        "--issuer", world.issuer.directory,
+    )  # fmt: skip
+    assert status == 0
+
+
+@pytest.mark.parametrize("service", [("--requests", "0.1")], indirect=True)
+def test_each_user_may_ask_for_so_much(service: Service) -> None:
+    world = service.world
+    alice, bob = world.person("alice"), world.person("bob")
+    # all certificates of a user count together, or renewing would be a way around it
+    renewed = [service.post(who, "/v1/tokens", b"")[0] for who in (alice, world.person("alice", Role.WORKER, "c1")) * 4]
+    assert renewed == [200] * 6 + [429] * 2
+    before = (world.issuer.directory / "issued.jsonl").stat().st_size
+    status, content = service.post(alice, "/v1/certificates", b"")
+    assert status == 429
+    assert "wait" in str(content["error"])
+    assert (world.issuer.directory / "issued.jsonl").stat().st_size == before
+    assert service.post(bob, "/v1/tokens", b"")[0] == 200
+    begun = time.monotonic()
+    assert fetch_token(alice, service.url), "the client waits as long as it is told"
+    assert time.monotonic() - begun < 20
+
+
+def test_a_certificate_says_one_user_in_all_places(world: World) -> None:
+    """`certified` goes by the user id in the name, which whoever asks has chosen."""
+    mallory = create_identity(world.path / "mallory", Role.USER, "alice", clock=world.clock)
+    introduction = world.issuer.sign(cert.certificate_pem(mallory.certificate), Role.USER, "mallory")
+    signed = cert.certificate_from_base64(introduction["signed_cert"])
+    assert [a.value for a in signed.subject.get_attributes_for_oid(NameOID.USER_ID)] == ["mallory"]
 
 
 def test_revoked_and_strangers(service: Service) -> None:

@@ -68,6 +68,8 @@ def test_who_may_do_what(world: World) -> None:
         '[experiment.tmox42619]\nmembers = ["alice"]',
         "[groups]\nstaff = 3",
         "source = 3",
+        "x = " + "[" * 20_000,
+        "x = " + "1" * 5_000,
         "[source]\nuse = 'no.such.module:x'",
         "[source]\nuse = 'no-such-entry-point'",
         "[source]\nuse = 'os:no_such_name'",
@@ -243,6 +245,10 @@ def test_revocations_in_a_file(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     revoke(path, ["ee"], "x")
     assert all(identifier in listed for identifier in ("0a1b", "ff", "abc", "dd", "ee"))
     assert "malformed" in caplog.text
+    # as people write by hand
+    path.write_bytes(path.read_bytes() + b"  AB12\r\n# a word\n\nab13\tsince when\n")
+    assert all(identifier in listed for identifier in ("ab12", "ab13", "ee"))
+    assert ("ab12", "", "") in revoked_lines(path), "what is in force here is told to all gateways"
     create_revocations(path)
     assert "ee" in FileRevocations(path)
 

@@ -194,8 +194,11 @@ def revoke(what: str, path: str, issuer: str | None, reason: str) -> None:
 
     file = Path(what)
     serial = f"{load_certificate(file.read_bytes()).serial_number:x}" if file.is_file() else what.lower().lstrip("0")
-    serials = open_issuer(issuer).renewed_from(serial) if issuer else [serial]
-    revoke(path, serials, reason)
+    serials = [serial]
+    if issuer:
+        serials = open_issuer(issuer).revoke(serial, path, reason)
+    else:
+        revoke(path, serials, reason)
     for number in serials:
         click.echo(number)
 

@@ -79,19 +79,30 @@ def sign(
 @click.option("--revocations", required=True, type=click.Path(), help="List of what is revoked; made if missing.")
 @click.option("--address", default="127.0.0.1", show_default=True)
 @click.option("--port", type=click.IntRange(0, 65535), default=4433, show_default=True, help="0: any that is free.")
-def serve(directory: str, policy: str, revocations: str, address: str, port: int) -> None:
+@click.option(
+    "--requests",
+    type=click.FloatRange(0.1),
+    default=10.0,
+    show_default=True,
+    help="Of one user in a second; sixty times as many at once.",
+)
+def serve(directory: str, policy: str, revocations: str, address: str, port: int, requests: float) -> None:
     """Renew certificates and give tokens over mutual TLS, until SIGTERM."""
     import asyncio
 
+    from ..gateway.logs import log_as_json
     from ..security import FileRevocations, PolicyFile, create_revocations
     from ..security.issuer import open_issuer
     from ..security.issuer_service import make_server
     from ..security.issuer_service import serve as serve_issuer
 
+    log_as_json()
     create_revocations(revocations)
-    parts = open_issuer(directory), PolicyFile(policy), FileRevocations(revocations)
+    # looked at for each request: what is revoked must not be renewed any more
+    parts = open_issuer(directory), PolicyFile(policy), FileRevocations(revocations, interval=0)
 
     async def run() -> None:
-        await serve_issuer(make_server(*parts), address, port, lambda bound: click.echo(f"https://{address}:{bound}"))
+        server = make_server(*parts, requests)
+        await serve_issuer(server, address, port, lambda bound: click.echo(f"https://{address}:{bound}"))
 
     asyncio.run(run())

@@ -136,7 +136,7 @@ def sign(
     public_key : public key
         Of the subject.
     name : cryptography.x509.Name
-        Distinguished name of the subject.
+        Distinguished name of the subject; a user id in it (which ``certified`` goes by) is replaced by `user`.
     role : Role
     user : str
     cluster : str, optional
@@ -167,8 +167,9 @@ def sign(
     if role in _SERVERS:
         usages.append(ExtendedKeyUsageOID.SERVER_AUTH)
     signer = authority.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    named = x509.Name([a if a.oid != NameOID.USER_ID else x509.NameAttribute(NameOID.USER_ID, user) for a in name])
     return (
-        _builder(name, authority.subject, public_key, now, until)
+        _builder(named, authority.subject, public_key, now, until)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(authority=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
@@ -176,6 +177,11 @@ def sign(
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .sign(authority_key, _hash(authority_key.public_key()))
     )
+
+
+def lifetime_of(certificate: x509.Certificate) -> timedelta:
+    """For how long a certificate was signed."""
+    return certificate.not_valid_after_utc - certificate.not_valid_before_utc - _BACKDATED
 
 
 def request(key: PrivateKey, certificate: x509.Certificate) -> x509.CertificateSigningRequest:

@@ -1,8 +1,11 @@
 """Files that only their owner may read, and the checks that they still are such files."""
 
+import fcntl
 import os
 import stat
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import IdentityError
@@ -41,8 +44,6 @@ def read_private(path: Path) -> bytes:
         It is not there, is not a plain file of this user, or others can read or write it.
     """
     data, status = _read(path)
-    if not stat.S_ISREG(status.st_mode):
-        raise IdentityError(f"{path} is no plain file; make an identity with lcls-dask identity create")
     if status.st_mode & 0o077:
         raise IdentityError(f"{path} can be read by others (mode {status.st_mode & 0o777:04o}): chmod 600 {path}")
     if status.st_uid not in (os.geteuid(), 0):
@@ -64,7 +65,7 @@ def read_public(path: Path) -> bytes:
     Raises
     ------
     IdentityError
-        It is not there, or others can write it.
+        It is not there, is no plain file, or others can write it.
     """
     data, status = _read(path)
     if status.st_mode & 0o022:
@@ -84,12 +85,45 @@ def check_directory(path: Path) -> None:
         raise IdentityError(f"{path} can be written by others (mode {status.st_mode & 0o777:04o}): chmod 700 {path}")
 
 
+@contextmanager
+def locked(path: Path, mode: int) -> Iterator[int]:
+    """Hold a file, made where it is not there, that only one process at a time appends to; gives its descriptor."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, mode)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def append(descriptor: int, lines: bytes) -> None:
+    """Append whole lines to a file that is `locked`, and wait until they are on disk.
+
+    Raises
+    ------
+    OSError
+        They could not be written whole.
+    """
+    size = os.fstat(descriptor).st_size
+    if size and os.pread(descriptor, 1, size - 1) != b"\n":
+        # a writer died in the middle of its line: ours must not become the end of it
+        lines = b"\n" + lines
+    while lines:  # a disk that fills up takes a part, and then says why it takes no more
+        lines = lines[os.write(descriptor, lines) :]
+    os.fsync(descriptor)
+
+
 def _read(path: Path) -> tuple[bytes, os.stat_result]:
     try:
-        # what is checked is the file that is read, not one put there in between
-        with open(path, "rb") as file:
-            return file.read(), os.fstat(file.fileno())
+        # what is checked is the file that is read, not one put there in between; to open a pipe must not wait
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise IdentityError(f"{path} is no plain file; make an identity with lcls-dask identity create")
+            return file.read(), status
     except OSError as error:
+        if isinstance(error, IdentityError):
+            raise
         raise IdentityError(
             f"{path} cannot be read ({error.strerror}); lcls-dask identity list shows what is there"
         ) from None

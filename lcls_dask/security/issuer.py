@@ -5,11 +5,12 @@ that tokens are signed and verified with, and ``issued.jsonl``, what it has sign
 ``CA.crt`` and ``biscuit.pub``.
 """
 
-import fcntl
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,10 +25,13 @@ from ..errors import AccessError, IdentityError, TargetExistsError
 from . import certificates as cert
 from .authoriser import READERS
 from .capability import Right, TokenError, issue, read_unverified
-from .files import read_private, read_public, write_private, write_public
+from .files import append, locked, read_private, read_public, write_private, write_public
 from .identity import Identity, create_identity, find_identity, introduce, load_identity
 from .peer import Peer, Role, hosts_of, peer_of_certificate
 from .policy import Policy
+from .revocations import Revocations, revoke
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_MINUTES: Final = 10.0
 LONGEST_MINUTES: Final = 60.0
@@ -109,11 +113,14 @@ class Issuer:
             services=services,
             clock=self.clock,
         )
-        self._record_certificate(cert.certificate_from_base64(introduction["signed_cert"]))
+        with self._ledger() as ledger:
+            self._record(ledger, **_certificate(cert.certificate_from_base64(introduction["signed_cert"])), renews=None)
         return introduction | {"issuer_key": self.public_key.decode()}
 
-    def renew(self, certificate: x509.Certificate, request: bytes) -> dict[str, Any]:
-        """Sign the certificate of somebody who has presented a good one, for the same names.
+    def renew(
+        self, certificate: x509.Certificate, request: bytes, revocations: Revocations | None = None
+    ) -> dict[str, Any]:
+        """Sign the certificate of somebody who has presented a good one, for the same names and as long.
 
         Parameters
         ----------
@@ -121,6 +128,8 @@ class Issuer:
             The one presented, verified by TLS.
         request : bytes
             A certificate request (PEM); only its key is used.
+        revocations : Revocations, optional
+            Asked at the last moment, so that nothing escapes `revoke`; it must not be behind its list.
 
         Returns
         -------
@@ -130,24 +139,28 @@ class Issuer:
         Raises
         ------
         IdentityError
-            It is no request, or not signed with its key.
+            It is no request, or not signed with its key, or the certificate is revoked.
         """
         peer = peer_of_certificate(certificate)
         subject = cert.load_subject(request)
         if not isinstance(subject, x509.CertificateSigningRequest):
             raise IdentityError("renewing takes a certificate request, which proves that its key is held")
-        signed = cert.sign(
-            self.authority,
-            self._authority_key,
-            cert.accepted(subject.public_key()),
-            certificate.subject,
-            peer.role,
-            peer.user,
-            peer.cluster,
-            hosts_of(certificate),
-            clock=self.clock,
-        )
-        self._record_certificate(signed, renews=peer.serial)
+        with self._ledger() as ledger:
+            if revocations is not None and peer.serial in revocations:
+                raise IdentityError("the certificate was revoked: ask the issuer's operator for a new one")
+            signed = cert.sign(
+                self.authority,
+                self._authority_key,
+                cert.accepted(subject.public_key()),
+                certificate.subject,
+                peer.role,
+                peer.user,
+                peer.cluster,
+                hosts_of(certificate),
+                cert.lifetime_of(certificate),
+                self.clock,
+            )
+            self._record(ledger, **_certificate(signed), renews=peer.serial)
         return {
             "signed_cert": cert.certificate_to_base64(signed),
             "ca_cert": cert.certificate_to_base64(self.authority),
@@ -180,60 +193,71 @@ class Issuer:
         granted = list(rights)
         expires = min(self.clock() + minutes * 60, holder.not_after)
         token = issue(self._token_key, holder.user, holder.thumbprint, granted, expires)
-        self._record(
-            kind="token",
-            token_id=read_unverified(token).revocation_ids[0],
-            user=holder.user,
-            serial=holder.serial,
-            until=_text(expires),
-            rights=[
-                [right.experiment, sorted(right.operations), right.first, right.last, right.detectors]
-                for right in granted
-            ],
-        )
+        with self._ledger() as ledger:
+            self._record(
+                ledger,
+                kind="token",
+                token_id=read_unverified(token).revocation_ids[0],
+                user=holder.user,
+                serial=holder.serial,
+                until=_text(expires),
+                rights=[
+                    [right.experiment, sorted(right.operations), right.first, right.last, right.detectors]
+                    for right in granted
+                ],
+            )
         return token
+
+    def revoke(self, serial: str, path: str | os.PathLike[str], reason: str) -> list[str]:
+        """Revoke a certificate and all that were renewed from it.
+
+        Nothing is renewed meanwhile: who has stolen a key could else renew its certificate faster than it is revoked.
+
+        Parameters
+        ----------
+        serial : str
+            Hexadecimal.
+        path : path-like
+            The list of revocations.
+        reason : str
+
+        Returns
+        -------
+        list of str
+            Serials that are now on the list.
+        """
+        with self._ledger():
+            serials = self.renewed_from(serial)
+            revoke(path, serials, reason)
+        return serials
 
     def renewed_from(self, serial: str) -> list[str]:
         """Serials of certificates that were renewed from one, directly or not, itself first.
 
         Who has stolen a key may have renewed its certificate: revoking one serial is not enough.
         """
-        found = [serial]
+        found = dict.fromkeys([serial])
         for entry in self.issued():
             if entry.get("renews") in found:
-                found.append(entry["serial"])
-        return found
+                found[entry["serial"]] = None
+        return list(found)
 
     def issued(self) -> Iterator[dict[str, Any]]:
-        """What was signed, the oldest first."""
+        """What was signed, the oldest first; a line that a full disk has cut, of what was never given out, is none."""
         path = self.directory / "issued.jsonl"
         if path.exists():
             for line in read_private(path).splitlines():
-                yield json.loads(line)
+                try:
+                    yield json.loads(line)
+                except ValueError:
+                    logger.warning("%s: a line is cut and passed over", path)
 
-    def _record_certificate(self, certificate: x509.Certificate, renews: str | None = None) -> None:
-        peer = peer_of_certificate(certificate)
-        self._record(
-            kind="certificate",
-            serial=peer.serial,
-            role=str(peer.role),
-            user=peer.user,
-            cluster=peer.cluster,
-            until=_text(peer.not_after),
-            renews=renews,
-        )
+    def _ledger(self) -> AbstractContextManager[int]:
+        """The list of what was signed, for one process at a time."""
+        return locked(self.directory / "issued.jsonl", 0o600)
 
-    def _record(self, **entry: Any) -> None:
-        line = json.dumps({"time": _text(self.clock()), **entry}) + "\n"
-        descriptor = os.open(
-            self.directory / "issued.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600
-        )
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            os.write(descriptor, line.encode())
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    def _record(self, ledger: int, **entry: Any) -> None:
+        append(ledger, (json.dumps({"time": _text(self.clock()), **entry}) + "\n").encode())
 
 
 def create_issuer(
@@ -342,6 +366,18 @@ def narrowed(policy: Policy, user: str, wanted: Iterable[Right] | None = None) -
             raise AccessError(f"nothing of this is granted to {user} for {right.experiment}: ask for other experiments")
         rights.append(Right(right.experiment, operations, right.first, right.last, right.detectors))
     return rights
+
+
+def _certificate(certificate: x509.Certificate) -> dict[str, Any]:
+    peer = peer_of_certificate(certificate)
+    return {
+        "kind": "certificate",
+        "serial": peer.serial,
+        "role": str(peer.role),
+        "user": peer.user,
+        "cluster": peer.cluster,
+        "until": _text(peer.not_after),
+    }
 
 
 def thumbprint(certificate: x509.Certificate) -> str:

@@ -2,11 +2,13 @@
 
 import http.client
 import json
+import ssl
+import time
 from collections.abc import Iterable
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..errors import AccessError, IdentityError
+from ..errors import AccessError, IdentityError, UnreachableError
 from . import certificates as cert
 from .capability import Right
 from .files import read_private
@@ -19,7 +21,11 @@ _TIMEOUT = 30.0
 
 
 def fetch_token(
-    identity: Identity, url: str, rights: Iterable[Right] | None = None, minutes: float = DEFAULT_MINUTES
+    identity: Identity,
+    url: str,
+    rights: Iterable[Right] | None = None,
+    minutes: float = DEFAULT_MINUTES,
+    context: ssl.SSLContext | None = None,
 ) -> str:
     """Ask for a token that is bound to an identity's certificate.
 
@@ -31,6 +37,9 @@ def fetch_token(
     rights : iterable of Right, optional
         All that policy grants, where it is not given.
     minutes : float
+    context : ssl.SSLContext, optional
+        Of the connections on which the token will be presented. Another process may have renewed the certificate in
+        the identity's directory since; a token that is bound to that one is no good on those.
 
     Returns
     -------
@@ -56,7 +65,7 @@ def fetch_token(
             }
             for right in rights
         ]
-    return str(_post(identity, url, "/v1/tokens", json.dumps(wish).encode())["token"])
+    return str(_post(identity, url, "/v1/tokens", json.dumps(wish).encode(), context)["token"])
 
 
 def renew(identity: Identity, url: str) -> Identity:
@@ -87,26 +96,37 @@ def renew(identity: Identity, url: str) -> Identity:
     return accept(identity.directory, json.dumps(_post(identity, url, "/v1/certificates", body)))
 
 
-def _post(identity: Identity, url: str, path: str, body: bytes) -> dict[str, Any]:
+def _post(
+    identity: Identity, url: str, path: str, body: bytes, context: ssl.SSLContext | None = None
+) -> dict[str, Any]:
     parts = urlsplit(url)
     if parts.scheme != "https" or not parts.hostname:
         raise IdentityError(f"{url[:120]!r} is no address of an issuer: write https://host:port")
     connection = http.client.HTTPSConnection(
-        parts.hostname, parts.port or 443, timeout=_TIMEOUT, context=client_context(identity)
+        parts.hostname, parts.port or 443, timeout=_TIMEOUT, context=context or client_context(identity)
     )
+    connection.auto_open = 0  # nor on a connection that it would make anew by itself
+    end = time.monotonic() + _TIMEOUT
     try:
         connection.connect()
         # before anything is sent: a gateway or worker with that host name is no issuer
         check_role(connection.sock.getpeercert(binary_form=True), Role.ISSUER)
-        connection.request("POST", path, body)
-        answer = connection.getresponse()
-        content = json.loads(answer.read(1 << 20))
-    except (ValueError, http.client.HTTPException) as error:
+        while True:
+            connection.request("POST", path, body)
+            answer = connection.getresponse()
+            content = dict(json.loads(answer.read(1 << 20)))
+            wait = float(answer.headers.get("Retry-After", 1)) if answer.status == 429 else None
+            if wait is None or time.monotonic() + wait > end:
+                break
+            time.sleep(wait)
+    except (ValueError, TypeError, http.client.HTTPException) as error:
         raise IdentityError(f"{url} does not answer as an issuer ({type(error).__name__})") from None
     finally:
         connection.close()
     if answer.status == 403:
         raise AccessError(f"{url}: {content.get('error')}")
+    if answer.status == 429:
+        raise UnreachableError(f"{url}: {content.get('error')}")
     if answer.status != 200:
         raise IdentityError(f"{url} refuses ({answer.status}): {content.get('error')}")
-    return dict(content)
+    return content

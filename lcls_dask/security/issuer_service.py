@@ -27,6 +27,7 @@ from ..errors import AccessError, IdentityError
 from .access import Operation
 from .capability import FIRST_RUN, LAST_RUN, Right, TokenError, read_unverified
 from .issuer import DEFAULT_MINUTES, Issuer, narrowed
+from .pace import Pace
 from .peer import Peer, peer_of
 from .policy import Policy
 from .revocations import Revocations
@@ -34,6 +35,8 @@ from .tls import server_context
 
 logger = logging.getLogger(__name__)
 
+#: Requests a second of one user: a cluster of 600 workers may start at once.
+REQUESTS = 10.0
 _MAX_BODY = 64 * 1024
 
 
@@ -41,11 +44,12 @@ class _Handler(RequestHandler):
     issuer: Issuer
     policy: Policy
     revocations: Revocations
+    pace: Pace
     peer: Peer
     certificate: x509.Certificate
 
-    def initialize(self, issuer: Issuer, policy: Policy, revocations: Revocations) -> None:
-        self.issuer, self.policy, self.revocations = issuer, policy, revocations
+    def initialize(self, issuer: Issuer, policy: Policy, revocations: Revocations, pace: Pace) -> None:
+        self.issuer, self.policy, self.revocations, self.pace = issuer, policy, revocations, pace
 
     def prepare(self) -> None:
         # at each request, not at the handshake only: certificates end while connections last
@@ -58,6 +62,11 @@ class _Handler(RequestHandler):
             raise IdentityError("the certificate has expired: ask the issuer's operator for a new one")
         if self.peer.serial in self.revocations:
             raise IdentityError("the certificate was revoked: ask the issuer's operator for a new one")
+        if wait := self.pace.wait(self.peer.user):
+            self.set_status(429)
+            self.set_header("Retry-After", str(wait))
+            self.finish({"error": f"too many requests of {self.peer.user}: wait {wait} s"})
+            logger.info("too many requests of %s", self.peer.user)
 
     def set_default_headers(self) -> None:
         self.clear_header("Server")
@@ -76,13 +85,13 @@ class _Handler(RequestHandler):
         self.set_status(status_code)
         self.finish({"error": str(error) if isinstance(error, AccessError) else self._reason})
         user = self.peer.user if hasattr(self, "peer") else "unknown"
-        logger.info("%s %s of %s refused: %s", self.request.method, self.request.path, user, error)
+        logger.info("%s %.200r of %s refused: %s", self.request.method, self.request.path, user, error)
 
 
 class _Certificates(_Handler):
     def post(self) -> None:
         try:
-            self.finish(self.issuer.renew(self.certificate, self.request.body))
+            self.finish(self.issuer.renew(self.certificate, self.request.body, self.revocations))
         except IdentityError as error:
             raise TokenError(str(error)) from None
         logger.info("renewed the certificate of %s (%s), serial %s", self.peer.user, self.peer.role, self.peer.serial)
@@ -105,7 +114,8 @@ class _Health(_Handler):
 class _NotFound(_Handler):
     def prepare(self) -> None:
         super().prepare()
-        raise HTTPError(404)
+        if not self._finished:
+            raise HTTPError(404)
 
 
 def parse_wish(body: bytes) -> tuple[list[Right] | None, float]:
@@ -154,7 +164,7 @@ def _right(
     return Right(experiment, allowed, int(first), int(last), detectors)
 
 
-def make_server(issuer: Issuer, policy: Policy, revocations: Revocations) -> HTTPServer:
+def make_server(issuer: Issuer, policy: Policy, revocations: Revocations, requests: float = REQUESTS) -> HTTPServer:
     """Put the service together; it trusts certificates that this issuer has signed and no others.
 
     Parameters
@@ -162,13 +172,16 @@ def make_server(issuer: Issuer, policy: Policy, revocations: Revocations) -> HTT
     issuer : Issuer
     policy : Policy
     revocations : Revocations
+        Not behind its list, or what is revoked could be renewed.
+    requests : float
+        Of each user in a second, on average over a minute.
 
     Returns
     -------
     tornado.httpserver.HTTPServer
     """
     context: ssl.SSLContext = server_context(issuer.identity, [issuer.authority])
-    parts = {"issuer": issuer, "policy": policy, "revocations": revocations}
+    parts = {"issuer": issuer, "policy": policy, "revocations": revocations, "pace": Pace(requests)}
     routes = [("/v1/certificates", _Certificates, parts), ("/v1/tokens", _Tokens, parts), ("/healthz", _Health, parts)]
     return HTTPServer(
         Application(routes, default_handler_class=_NotFound, default_handler_args=parts),

@@ -180,7 +180,7 @@ def parse_policy(data: bytes) -> Table:
     """
     try:
         document = tomllib.loads(data.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # of the text, its encoding, a number too long, or nested too deeply
         raise PolicyError(f"the policy is no TOML: {error}") from None
     _known(document, {"groups", "experiments", "source"}, "the policy")
     groups = {name: _names(members, f"group {name}") for name, members in _table(document, "groups").items()}

@@ -1,16 +1,16 @@
 """What is no longer good before its time: serials of certificates and revocation ids of tokens."""
 
-import fcntl
 import logging
 import os
 import re
 import time
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
 from ..errors import PolicyError
+from .files import append, locked
 from .watched import WatchedFile
 
 logger = logging.getLogger(__name__)
@@ -110,6 +110,8 @@ def revoke(
     ------
     PolicyError
         An id is not hexadecimal.
+    OSError
+        The disk is full: nothing more is revoked than before.
     """
     ids = [identifier.lower() for identifier in identifiers]
     for identifier in ids:
@@ -117,17 +119,8 @@ def revoke(
             raise PolicyError(f"{identifier[:40]!r} is no serial and no revocation id: give hexadecimal digits")
     when = datetime.fromtimestamp(clock(), UTC).isoformat(timespec="seconds")
     lines = "".join(f"{identifier} {when} {' '.join(reason.split())}\n" for identifier in ids).encode()
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        size = os.fstat(descriptor).st_size
-        if size and os.pread(descriptor, 1, size - 1) != b"\n":
-            # a writer died in the middle of its line: ours must not become the end of it
-            lines = b"\n" + lines
-        os.write(descriptor, lines)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with locked(Path(path), 0o644) as descriptor:
+        append(descriptor, lines)
 
 
 def revoked_lines(path: str | os.PathLike[str]) -> list[tuple[str, str, str]]:
@@ -140,20 +133,25 @@ def revoked_lines(path: str | os.PathLike[str]) -> list[tuple[str, str, str]]:
     Returns
     -------
     list of tuple
-        Id, time and reason of each line.
+        Id, time and reason of each line; the latter two may be empty in a line written by hand.
     """
-    lines = (line.split(maxsplit=2) for line in Path(path).read_text(errors="replace").splitlines())
-    return [(parts[0], parts[1], parts[2] if len(parts) > 2 else "") for parts in lines if len(parts) > 1]
+    return [line for line in _lines(Path(path).read_bytes()) if line is not None]
+
+
+def _lines(data: bytes) -> Iterator[tuple[str, str, str] | None]:
+    """Id, time and reason of each line, None of one that is malformed.
+
+    The last line may be without its end: to revoke too much by a cut id is impossible, as ids are unique.
+    """
+    for line in data.decode(errors="replace").splitlines():
+        parts = line.split(maxsplit=2)
+        if parts and not parts[0].startswith("#"):
+            identifier, when, reason = *parts, *[""] * (3 - len(parts))
+            yield (identifier.lower(), when, reason) if _ID.fullmatch(identifier.lower()) else None
 
 
 def _parse(data: bytes) -> frozenset[str]:
-    *lines, unfinished = data.decode(errors="replace").split("\n")
-    ids = set()
-    for number, line in enumerate([*lines, unfinished], 1):
-        identifier = line.split(" ", 1)[0]
-        if _ID.fullmatch(identifier):
-            # also from a line without its end: revoking too much by a cut id is impossible, as ids are unique
-            ids.add(identifier)
-        elif line.strip() and not line.startswith("#"):
-            logger.warning("line %d of the revocations is malformed and passed over", number)
-    return frozenset(ids)
+    lines = list(_lines(data))
+    if malformed := lines.count(None):
+        logger.warning("%d lines of the revocations are malformed and passed over", malformed)
+    return frozenset(line[0] for line in lines if line is not None)
