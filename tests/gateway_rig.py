@@ -25,10 +25,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from lcls_dask.formats.zarr import EXPORT
 from lcls_dask.model import Node, RunIndex, Variable
 from lcls_dask.security import Operation, Right, Role, create_identity, create_revocations, load_identity
-from lcls_dask.security.capability import issue
 from lcls_dask.security.certificates import key_pem
-from lcls_dask.security.identity import accept, introduce
+from lcls_dask.security.introductions import accept, introduce
 from lcls_dask.security.tls import client_context
+from lcls_dask.security.tokens import issue
 from lcls_dask.stores.metadata import array_json, group_json
 
 _READ = frozenset((Operation.LIST, Operation.INFO, Operation.READ))

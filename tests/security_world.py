@@ -21,7 +21,7 @@ from lcls_dask.security import (
     load_identity,
 )
 from lcls_dask.security.certificates import certificate_pem
-from lcls_dask.security.identity import accept
+from lcls_dask.security.introductions import accept
 from lcls_dask.security.issuer import Issuer, create_issuer
 
 POLICY = """

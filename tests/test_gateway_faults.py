@@ -24,7 +24,7 @@ from test_gateway_state import Postgres, postgres  # noqa: F401
 import lcls_dask
 from lcls_dask.gateway.state import State
 from lcls_dask.security import load_identity
-from lcls_dask.security.identity import accept, introduce
+from lcls_dask.security.introductions import accept, introduce
 from lcls_dask.security.tls import client_context
 from lcls_dask.stores.keys import RunKeys
 

@@ -19,7 +19,7 @@ from gateway_rig import Facility, Gateway, exchange, until
 
 import lcls_dask
 from lcls_dask.security import Operation, Role, attenuate, create_identity, load_identity, revoke
-from lcls_dask.security.capability import IssuerKeys
+from lcls_dask.security.issuer_keys import IssuerKeys
 from lcls_dask.security.tls import client_context
 
 HERS, OTHERS = "tmox42619", "xpptut15"

@@ -1,6 +1,7 @@
 """Identities: certified's layout both ways, modes, roles, trust, TLS between them, rotation and revocation."""
 
 import asyncio
+import itertools
 import json
 import os
 import socket
@@ -33,17 +34,11 @@ from lcls_dask.security import (
     server_context,
 )
 from lcls_dask.security import certificates as cert
-from lcls_dask.security.identity import (
-    accept,
-    introduce,
-    known_services,
-    list_certificates,
-    rotate_identity,
-    trust_authority,
-    trusted,
-)
+from lcls_dask.security.identity import list_certificates, rotate_identity
+from lcls_dask.security.introductions import accept, introduce
 from lcls_dask.security.issuer import create_issuer, open_issuer
 from lcls_dask.security.peer import names_of, uris_for
+from lcls_dask.security.trust import known_services, trust_authority, trusted
 
 
 @pytest.fixture
@@ -106,6 +101,19 @@ def test_trust_that_others_can_change_is_refused(world: World) -> None:
     (alice.directory / "known_servers").chmod(0o777)
     with pytest.raises(IdentityError, match="chmod 700"):
         client_context(alice)
+    (alice.directory / "known_issuers").chmod(0o777)
+    with pytest.raises(IdentityError, match="chmod 700"):
+        alice.issuer_keys()
+
+
+@pytest.mark.parametrize("name", ["id.key", "id.crt"])
+def test_a_pipe_is_no_key(tmp_path: Path, name: str) -> None:
+    """To open one for reading would wait for whoever writes."""
+    base = create_identity(tmp_path / "alice", Role.USER, "alice").directory
+    (base / name).unlink()
+    os.mkfifo(base / name, 0o600)
+    with pytest.raises(IdentityError, match="no plain file"):
+        load_identity(base)
 
 
 def test_where_an_identity_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,7 +212,8 @@ def test_introductions_that_do_not_fit(world: World) -> None:
         accept(bob.directory, json.dumps(good))
     with pytest.raises(IdentityError, match="not signed"):
         accept(alice.directory, json.dumps(good | {"ca_cert": cert.certificate_to_base64(other.authority)}))
-    for text in ("", "[]", "{}", '{"signed_cert": 1, "ca_cert": 2}', "null"):
+    services = json.dumps(good | {"services": ["https://h"]})
+    for text in ("", "[]", "{}", services, '{"signed_cert": 1, "ca_cert": 2}', "null"):
         with pytest.raises(IdentityError, match=r"no introduction|not a certificate"):
             accept(alice.directory, text)
     with pytest.raises(IdentityError, match="alias"):
@@ -458,6 +467,24 @@ def test_rotation(world: World) -> None:
     assert made.certificate_file.name == "id.crt"
     introduction = world.issuer.sign(cert.certificate_pem(made.certificate), Role.USER, "alice")
     assert accept(alice.directory, json.dumps(introduction)).peer.thumbprint != alice.peer.thumbprint
+
+
+@pytest.mark.parametrize("introduced", [True, False])
+def test_a_rotation_that_was_interrupted_is_done_again(world: World, tmp_path: Path, introduced: bool) -> None:
+    """Killed between any two of the files that it writes, it leaves an identity, or one that it can mend."""
+    alice = world.person("alice") if introduced else create_identity(tmp_path / "alice", Role.USER, "alice")
+    before = {path: path.read_bytes() for path in alice.directory.rglob("*") if path.is_file()}
+    rotate_identity(alice.directory)
+    after = {path: path.read_bytes() for path in alice.directory.rglob("*") if path.is_file()}
+    changed = [path for path in before if before[path] != after.get(path)]
+    assert alice.key_file in changed
+    for mixed in itertools.product([before, after], repeat=len(changed)):
+        for path, content in zip(changed, mixed, strict=True):
+            path.unlink(missing_ok=True)
+            if path in content:
+                path.touch(0o600)
+                path.write_bytes(content[path])
+        assert rotate_identity(alice.directory).peer.user == "alice"
 
 
 def test_key_and_certificate_that_do_not_fit(world: World) -> None:

@@ -35,7 +35,7 @@ from lcls_dask.security import (
 from lcls_dask.security import certificates as cert
 from lcls_dask.security.capability import read_unverified
 from lcls_dask.security.files import read_private
-from lcls_dask.security.identity import accept
+from lcls_dask.security.introductions import accept
 from lcls_dask.security.issuer_client import fetch_token, renew
 from lcls_dask.security.revocations import revoked_lines
 

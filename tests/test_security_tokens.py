@@ -30,8 +30,10 @@ from lcls_dask.security import (
     revoke,
 )
 from lcls_dask.security.authoriser import _covers
-from lcls_dask.security.capability import MAX_BLOCKS, TokenError, glob_of, issue, pattern_of, read, read_unverified
+from lcls_dask.security.capability import MAX_BLOCKS, glob_of, pattern_of, read, read_unverified
 from lcls_dask.security.issuer import create_issuer, narrowed
+from lcls_dask.security.issuer_keys import TokenError
+from lcls_dask.security.tokens import issue
 
 
 @pytest.fixture

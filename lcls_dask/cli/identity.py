@@ -80,7 +80,7 @@ def introduce(
     Do so only for whom you know to hold its key. Prints the introduction as JSON.
     """
     from ..security import Role, find_identity
-    from ..security.identity import introduce
+    from ..security.introductions import introduce
 
     if (role is None) != (user is None):
         raise click.UsageError("Give --role and --user together.")
@@ -102,7 +102,7 @@ def introduce(
 @click.option("--trust", is_flag=True, help="Also trust the signer: its servers, clients and tokens.")
 def accept(introduction: str, directory: str | None, trust: bool) -> None:
     """Keep the certificate that an issuer, or somebody else, has signed for this identity."""
-    from ..security.identity import accept
+    from ..security.introductions import accept
 
     click.echo(str(accept(directory or _found(), content_of(introduction), trust).certificate_file))
 
@@ -113,7 +113,7 @@ def accept(introduction: str, directory: str | None, trust: bool) -> None:
 def trust(authority: str, directory: str | None) -> None:
     """Trust servers and clients that AUTHORITY, a CA.crt, has signed."""
     from ..security.certificates import load_certificate
-    from ..security.identity import trust_authority
+    from ..security.trust import trust_authority
 
     trust_authority(directory or _found(), load_certificate(content_of(authority)))
 

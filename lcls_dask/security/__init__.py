@@ -2,12 +2,14 @@
 
 from .access import METADATA, UNAUTHENTICATED, Access, Decision, Operation, Reason
 from .authoriser import Authoriser
-from .capability import Capability, IssuerKeys, Right, TokenError, attenuate
+from .capability import Capability, Right
 from .identity import Identity, create_identity, find_identity, load_identity
+from .issuer_keys import IssuerKeys, TokenError
 from .peer import Peer, Role, peer_of
 from .policy import Policy, PolicyFile
 from .revocations import FileRevocations, Revocations, create_revocations, revoke
 from .tls import check_role, client_context, reload_certificate, server_context
+from .tokens import attenuate
 
 __all__ = [
     "METADATA",

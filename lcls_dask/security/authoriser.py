@@ -12,7 +12,8 @@ from typing import Any, Final
 from biscuit_auth import AuthorizationError, AuthorizerBuilder, Biscuit
 
 from .access import METADATA, Access, Decision, Operation, Reason
-from .capability import FIRST_RUN, LAST_RUN, AttenuationError, Capability, IssuerKeys, TokenError, contained, read
+from .capability import FIRST_RUN, LAST_RUN, AttenuationError, Capability, read
+from .issuer_keys import IssuerKeys, TokenError, contained
 from .peer import Peer, Role
 from .policy import Policy
 from .revocations import Revocations

@@ -1,4 +1,4 @@
-"""Capabilities: what a token lets its holder do, written, narrowed and read as biscuits.
+"""Capabilities: what a token, a biscuit, lets its holder do.
 
 The issuer writes rights into the first block; whoever holds the token may append blocks that narrow it. Such a
 block may hold *only* the checks that `attenuate` writes. Biscuits in general allow any Datalog there, which
@@ -6,28 +6,23 @@ could not widen anything, but could keep a gateway busy for minutes: the library
 looked at within one join.
 """
 
-import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Final, TypeVar
+from datetime import datetime
+from typing import Final
 
-from biscuit_auth import Biscuit, BiscuitBuilder, BlockBuilder, KeyPair, PrivateKey, PublicKey, UnverifiedBiscuit
+from biscuit_auth import Biscuit, UnverifiedBiscuit
 
-from ..errors import IdentityError
 from .access import Operation
+from .issuer_keys import MAX_TOKEN_LENGTH, TokenError, contained
 from .peer import NAME
 from .policy import EXPERIMENT
-
-T = TypeVar("T")
 
 FIRST_RUN: Final = 0
 LAST_RUN: Final = 999_999  # of six digits, as in a URI
 ANY_DETECTOR: Final = "*"
-#: What a request's header can carry, and what can be checked in a millisecond.
-MAX_TOKEN_LENGTH: Final = 8192
+#: What can be checked in a millisecond.
 MAX_BLOCKS: Final = 16
 MAX_RIGHTS: Final = 32
 
@@ -55,10 +50,6 @@ _AUTHORITY = {
     "client": re.compile(rf'check if client\("{NAME.pattern}"\)'),
     "time": _CHECKS["time"],
 }
-
-
-class TokenError(IdentityError):
-    """A token cannot be parsed, is not signed by a known issuer, or holds what it must not hold."""
 
 
 class AttenuationError(TokenError):
@@ -131,187 +122,6 @@ class Capability:
     rights: tuple[Right, ...]
     narrowed: tuple[str, ...]
     revocation_ids: tuple[str, ...]
-
-
-class IssuerKeys:
-    """Public keys of issuers, each under the identifier that its tokens carry.
-
-    Parameters
-    ----------
-    pems : iterable of bytes
-        Public keys, PEM.
-
-    Raises
-    ------
-    IdentityError
-        There is none, or one is no Ed25519 public key.
-    """
-
-    def __init__(self, pems: Iterable[bytes]) -> None:
-        self._keys = {key_identifier(key): key for key in map(_public_key, pems)}
-        if not self._keys:
-            raise IdentityError("no issuer's public key is known: take biscuit.pub from the issuer's directory")
-
-    @classmethod
-    def load(cls, *paths: str | Path) -> "IssuerKeys":
-        """Read the keys from files; of a directory, those that end in ``.pub``."""
-        from .files import read_public
-
-        files = [
-            file for path in map(Path, paths) for file in (sorted(path.glob("*.pub")) if path.is_dir() else [path])
-        ]
-        return cls(read_public(file) for file in files)
-
-    def verify(self, token: str) -> Biscuit:
-        """Parse a token and check all its signatures.
-
-        Parameters
-        ----------
-        token : str
-
-        Returns
-        -------
-        biscuit_auth.Biscuit
-
-        Raises
-        ------
-        TokenError
-            Not signed by one of these keys, tampered with, or no token at all.
-        """
-        if len(token) > MAX_TOKEN_LENGTH:
-            raise TokenError(f"the token has {len(token)} characters, at most {MAX_TOKEN_LENGTH} are accepted")
-        return contained(lambda: Biscuit.from_base64(token, self._key))
-
-    def _key(self, identifier: int | None = None) -> PublicKey:
-        return self._keys[identifier]  # type: ignore[index]  # a token without one is of another issuer: KeyError
-
-    def __repr__(self) -> str:
-        return f"IssuerKeys({', '.join(f'{identifier:08x}' for identifier in self._keys)})"
-
-
-def contained(call: Callable[[], T]) -> T:
-    """Call the biscuit library; whatever it does with a hostile token becomes a `TokenError` without the token.
-
-    Its Rust code can panic (it does for terms that it cannot turn into Python's), and a panic is no `Exception`: it
-    would end the process.
-    """
-    try:
-        return call()
-    except (KeyboardInterrupt, SystemExit, MemoryError):
-        raise
-    except BaseException:
-        raise TokenError("the token is not signed by a known issuer, or is damaged: ask for a new one") from None
-
-
-def key_identifier(key: PublicKey) -> int:
-    """Number that tokens name a key by: the first four bytes of the SHA-256 of the public key."""
-    return int.from_bytes(hashlib.sha256(bytes(key.to_bytes())).digest()[:4], "big")
-
-
-def issue(key: PrivateKey, user: str, holder: str, rights: Iterable[Right], expires: float) -> str:
-    """Sign a token.
-
-    Parameters
-    ----------
-    key : biscuit_auth.PrivateKey
-        Of the issuer.
-    user : str
-    holder : str
-        SHA-256 of the certificate that has to present it, hexadecimal.
-    rights : iterable of Right
-    expires : float
-        Seconds since the epoch.
-
-    Returns
-    -------
-    str
-
-    Raises
-    ------
-    TokenError
-        It would allow nothing, or be too long for a request.
-    """
-    granted = list(rights)
-    if not 0 < len(granted) <= MAX_RIGHTS:
-        raise TokenError(f"a token for {len(granted)} experiments: name between 1 and {MAX_RIGHTS}")
-    builder = BiscuitBuilder(
-        "user({user}); holder({holder}); expires({expires});"
-        "check if peer({holder}); check if client({user}); check if time($t), $t < {expires};",
-        {"user": user, "holder": holder, "expires": _date(expires)},
-    )
-    for right in granted:
-        values = {
-            "experiment": right.experiment,
-            "first": right.first,
-            "last": right.last,
-            "pattern": pattern_of(right.detectors),
-        }
-        for operation in sorted(right.operations):
-            code = "right({experiment}, {operation}, {first}, {last}, {pattern});"
-            builder.add_code(code, values | {"operation": str(operation)})
-    builder.set_root_key_id(key_identifier(KeyPair.from_private_key(key).public_key))
-    token: str = builder.build(key).to_base64()
-    if len(token) > MAX_TOKEN_LENGTH:
-        raise TokenError(f"the token has {len(token)} characters, at most {MAX_TOKEN_LENGTH}: name fewer experiments")
-    return token
-
-
-def attenuate(
-    token: str,
-    keys: IssuerKeys,
-    *,
-    experiments: Iterable[str] = (),
-    runs: tuple[int, int] | None = None,
-    detectors: str | None = None,
-    operations: Iterable[Operation] = (),
-    expires: float | None = None,
-) -> str:
-    """Narrow a token, offline and without any private key; what is not given stays as it is.
-
-    Parameters
-    ----------
-    token : str
-    keys : IssuerKeys
-    experiments : iterable of str
-    runs : tuple of int, optional
-        First and last, both included.
-    detectors : str, optional
-        Glob.
-    operations : iterable of Operation
-    expires : float, optional
-        Seconds since the epoch. Later than the token's own expiry changes nothing.
-
-    Returns
-    -------
-    str
-
-    Raises
-    ------
-    TokenError
-        The token is not good, nothing was asked for, or a part of it is malformed.
-    """
-    names, allowed = list(experiments), [Operation(operation) for operation in operations]
-    first, last = runs or (FIRST_RUN, LAST_RUN)
-    for name in names or ["any"]:
-        Right(name, frozenset(allowed or Operation), first, last, detectors or ANY_DETECTOR)  # is it well-formed?
-    block = BlockBuilder("")
-    if names:
-        block.add_code("check if " + " or ".join(f'experiment("{name}")' for name in names) + ";")
-    if runs is not None:
-        code = "check if run($r), $r >= {first}, $r <= {last} or whole_experiment(true);"
-        block.add_code(code, {"first": first, "last": last})
-    if detectors is not None:
-        code = "check if detector($d), $d.matches({pattern}) or metadata(true);"
-        block.add_code(code, {"pattern": pattern_of(detectors)})
-    if allowed:
-        block.add_code("check if " + " or ".join(f'operation("{operation}")' for operation in allowed) + ";")
-    if expires is not None:
-        block.add_code("check if time($t), $t < {expires};", {"expires": _date(expires)})
-    if not (names or allowed or runs is not None or detectors is not None or expires is not None):
-        raise TokenError("nothing to narrow: give experiments, runs, detectors, operations or an expiry")
-    narrowed: str = keys.verify(token).append(block).to_base64()
-    read(keys.verify(narrowed))
-    return narrowed
 
 
 def read(biscuit: Biscuit | UnverifiedBiscuit) -> Capability:
@@ -440,18 +250,3 @@ def _seconds(date: str) -> float:
         return datetime.fromisoformat(date).timestamp()
     except ValueError:  # of a text that only prints as a date
         raise AttenuationError("a block of the token names no moment; narrow it with lcls-dask token") from None
-
-
-def _date(seconds: float) -> datetime:
-    return datetime.fromtimestamp(int(seconds), UTC)
-
-
-def _public_key(pem: bytes) -> PublicKey:
-    try:
-        key = PublicKey.from_pem(pem.decode())  # type: ignore[attr-defined]
-    except Exception:
-        raise IdentityError("not an issuer's public key (PEM, Ed25519): take its biscuit.pub") from None
-    if not repr(key).startswith("ed25519/"):
-        # whoever holds a token could change an ECDSA signature, and with it the id that revokes the token
-        raise IdentityError("an issuer's key for tokens must be Ed25519, so that they can be revoked")
-    return key  # type: ignore[no-any-return]

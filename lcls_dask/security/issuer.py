@@ -24,12 +24,15 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from ..errors import AccessError, IdentityError, TargetExistsError
 from . import certificates as cert
 from .authoriser import READERS
-from .capability import Right, TokenError, issue, read_unverified
+from .capability import Right, read_unverified
 from .files import append, locked, read_private, read_public, write_private, write_public
-from .identity import Identity, create_identity, find_identity, introduce, load_identity
+from .identity import Identity, create_identity, find_identity, load_identity
+from .introductions import introduce
+from .issuer_keys import TokenError
 from .peer import Peer, Role, hosts_of, peer_of_certificate
 from .policy import Policy
 from .revocations import Revocations, revoke
+from .tokens import issue
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +98,7 @@ class Issuer:
         Returns
         -------
         dict
-            The introduction, as `lcls_dask.security.identity.introduce` gives it, and `issuer_key`.
+            The introduction, as `lcls_dask.security.introductions.introduce` gives it, and `issuer_key`.
 
         Raises
         ------

@@ -12,7 +12,8 @@ from ..errors import AccessError, IdentityError, UnreachableError
 from . import certificates as cert
 from .capability import Right
 from .files import read_private
-from .identity import Identity, accept
+from .identity import Identity
+from .introductions import accept
 from .issuer import DEFAULT_MINUTES
 from .peer import Role
 from .tls import check_role, client_context

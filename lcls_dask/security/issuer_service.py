@@ -25,8 +25,9 @@ from tornado.web import Application, HTTPError, RequestHandler
 
 from ..errors import AccessError, IdentityError
 from .access import Operation
-from .capability import FIRST_RUN, LAST_RUN, Right, TokenError, read_unverified
+from .capability import FIRST_RUN, LAST_RUN, Right, read_unverified
 from .issuer import DEFAULT_MINUTES, Issuer, narrowed
+from .issuer_keys import TokenError
 from .pace import Pace
 from .peer import Peer, peer_of
 from .policy import Policy

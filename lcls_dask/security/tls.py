@@ -8,8 +8,9 @@ from cryptography import x509
 from ..errors import IdentityError
 from .certificates import certificate_pem
 from .files import read_private
-from .identity import Identity, trusted
+from .identity import Identity
 from .peer import Peer, Role, peer_of
+from .trust import trusted
 
 
 def server_context(identity: Identity, trust: Iterable[x509.Certificate] | None = None) -> ssl.SSLContext:
