@@ -48,7 +48,7 @@ def _show(section: Section) -> None:
     if section.text:
         click.echo(section.text)
     if section.checks:
-        print_table(("quantity", "found", "expected", ""), [check.cells for check in section.checks])
+        print_table(section.columns, [check.cells for check in section.checks])
     for table in section.tables:
         print_table(table.columns, table.rows)
     for picture in section.pictures:

@@ -1,7 +1,7 @@
 """One self-contained HTML page: sections of tables and pictures, with no file or host needed besides."""
 
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -34,17 +34,20 @@ class Check:
         As they are shown.
     passed : bool or None
         None where it could not be checked; `expected` then says why.
+    words : (str, str)
+        What the last column shows where it has passed, and where not.
     """
 
     name: str
     found: str
     expected: str
     passed: bool | None
+    words: tuple[str, str] = ("same", "DIFFERENT")
 
     @property
     def verdict(self) -> str:
         """What the last column shows."""
-        return {True: "same", False: "DIFFERENT", None: "not checked"}[self.passed]
+        return "not checked" if self.passed is None else self.words[not self.passed]
 
     @property
     def cells(self) -> tuple[str, str, str, str]:
@@ -70,11 +73,12 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page: a text, then checks, tables and pictures."""
+    """A part of the page: a text, then checks under the names of their columns, tables and pictures."""
 
     title: str
     text: str = ""
     checks: tuple[Check, ...] = ()
+    columns: tuple[str, str, str, str] = ("quantity", "found", "expected", "")
     tables: tuple[Table, ...] = ()
     pictures: tuple[Picture, ...] = ()
 
@@ -115,20 +119,24 @@ def _section(section: Section) -> str:
     if section.text:
         html += f"<p>{escape(section.text)}</p>"
     if section.checks:
-        rows = tuple(check.cells for check in section.checks)
-        html += _table(Table(("quantity", "found", "expected", ""), rows))
-    return html + "".join(map(_table, section.tables)) + "".join(map(_picture, section.pictures))
+        html += _table(section.columns, [_cells(check.cells[:-1]) + _verdict(check) for check in section.checks])
+    html += "".join(_table(table.columns, map(_cells, table.rows)) for table in section.tables)
+    return html + "".join(map(_picture, section.pictures))
 
 
-def _table(table: Table) -> str:
-    head = "".join(f"<th>{escape(name)}</th>" for name in table.columns)
-    body = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in table.rows)
+def _table(columns: Iterable[str], rows: Iterable[str]) -> str:
+    head = "".join(f"<th>{escape(name)}</th>" for name in columns)
+    body = "".join(f"<tr>{cells}</tr>" for cells in rows)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _cell(text: str) -> str:
-    mark = {"same": " class='good'", "DIFFERENT": " class='bad'"}.get(text, "")
-    return f"<td{mark}>{escape(text)}</td>"
+def _cells(row: Iterable[str]) -> str:
+    return "".join(f"<td>{escape(text)}</td>" for text in row)
+
+
+def _verdict(check: Check) -> str:
+    mark = {True: " class='good'", False: " class='bad'", None: ""}[check.passed]
+    return f"<td{mark}>{escape(check.verdict)}</td>"
 
 
 def _picture(picture: Picture) -> str:

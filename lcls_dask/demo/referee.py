@@ -51,17 +51,18 @@ def available() -> bool:
     return importlib.util.find_spec("psana") is not None
 
 
-def referee(run: "Run", events: int, timeout: float = 120) -> Verdict:
+def referee(run: "Run", events: int, timeout: float = 120, files: Path | None = None) -> Verdict:
     """Compare the first events of every stream of a run with what psana reads in them.
 
     Parameters
     ----------
     run : Run
-        One of xtc2 files on this machine.
     events : int
         How many of each stream.
     timeout : float
         Seconds that psana may take.
+    files : Path, optional
+        The run's xtc2 files on this machine; where the run was opened by default.
 
     Returns
     -------
@@ -77,11 +78,11 @@ def referee(run: "Run", events: int, timeout: float = 120) -> Verdict:
     >>> referee(open_run("data/xpptut15-r0014"), 10).different  # doctest: +SKIP
     ()
     """
-    path = Path(run.path)
-    files = sorted(path.glob("*-c000.xtc2")) or sorted(path.glob("*.xtc2")) if path.is_dir() else [path]
+    path = files or Path(run.path)
+    streams = sorted(path.glob("*-c000.xtc2")) or sorted(path.glob("*.xtc2")) if path.is_dir() else [path]
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "psana.npz"
-        command = [sys.executable, "-m", __spec__.name, str(out), str(events), *map(str, files)]
+        command = [sys.executable, "-m", __spec__.name, str(out), str(events), *map(str, streams)]
         environment = {**os.environ, "PS_PARALLEL": "none"}
         try:
             done = subprocess.run(

@@ -1,7 +1,9 @@
-"""The demo on simulated runs: reduce, kill a worker, compare with the truth, lay out."""
+"""The demo on simulated runs: served, reduced by two users, attacked, compared with the truth, laid out."""
 
 import json
+import pickle
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,10 +19,11 @@ from ..display import size_text
 from ..errors import FormatError, LclsError
 from ..facility import simulate
 from ..facility.plan import DROPPED
-from . import sfx, tof
+from . import intruder, sfx, tof
 from .page import Check, Section, Table, write_page
 from .pictures import sfx_pictures, tof_pictures
 from .referee import available, referee
+from .site import Site, acting_as, build_site, secrets_in, serving
 from .workers import Pass, blocks, reduce_blocks, two_workers
 
 Say = Callable[[str], None]
@@ -34,6 +37,10 @@ NOTE = (
 SEED = 2026
 #: Events that psana reads for comparison.
 REFEREE_EVENTS = {"tof": 50, "sfx": 4}
+#: Whose experiments they are, which the simulation names.
+TOF_USER, SFX_USER = "alice", "bob"
+TOF_EXPERIMENT, SFX_EXPERIMENT = "tmosim01", "cxisim01"
+_BLOCK = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -44,17 +51,20 @@ class Reduced:
     path: Path
     bytes: int
     raw_seconds: float
+    served_rate: float
     quiet: Pass
     disturbed: Pass
+    exposed: int
 
 
 def demonstrate(out: Path, events: int, frames: int, say: Say) -> list[Section]:
-    """Simulate one run of each kind, reduce them, and write the page.
+    """Simulate one run of each kind, serve them, reduce them as their users, try to break in, and write the page.
 
     Parameters
     ----------
     out : Path
-        Directory for the page, the PNGs and the runs ``tof`` and ``sfx``; those of an earlier demo are replaced.
+        Directory for the page, the PNGs and the runs, below ``runs``; those of an earlier demo are replaced. Keys and
+        tokens lie in a directory in it that only its owner can enter, and which is gone afterwards.
     events, frames : int
         Events of the time-of-flight run, frames of the Jungfrau run.
     say : callable
@@ -73,42 +83,65 @@ def demonstrate(out: Path, events: int, frames: int, say: Say) -> list[Section]:
     --------
     >>> demonstrate(Path("demo-out"), 200_000, 300, print)  # doctest: +SKIP
     """
-    out.mkdir(parents=True, exist_ok=True)
-    paths = {kind: _simulated(out / kind, kind, count, say) for kind, count in (("tof", events), ("sfx", frames))}
-    with two_workers() as client:
-        reduced_tof = _tof(client, paths["tof"], say)
-        reduced_sfx = _sfx(client, paths["sfx"], say)
-    both = (reduced_tof, reduced_sfx)
+    runs = out.absolute() / "runs"
+    tof_path = _simulated(runs / TOF_EXPERIMENT / "r0001", "tof", events, say)
+    sfx_path = _simulated(runs / SFX_EXPERIMENT / "r0001", "sfx", frames, say)
+    with tempfile.TemporaryDirectory(prefix="site-", dir=out) as folder:
+        site = build_site(Path(folder).absolute(), runs, {TOF_USER: TOF_EXPERIMENT, SFX_USER: SFX_EXPERIMENT})
+        with serving(site) as port:
+            say(f"the gateway serves them at https://localhost:{port}")
+            with acting_as(site, TOF_USER, port), two_workers() as client:
+                reduced_tof = _tof(client, site, tof_path, say)
+                tof_section = _tof_section(reduced_tof, out, say)
+            with acting_as(site, SFX_USER, port), two_workers() as client:
+                reduced_sfx = _sfx(client, site, sfx_path, say)
+                sfx_section = _sfx_section(reduced_sfx, out, say)
+            reads = _reads(site)
+            say("trying to break in")
+            attempts = intruder.attempts(site, _target(reduced_tof.run), TOF_USER, SFX_USER)
+            tried = tuple(intruder.try_all(site, port, attempts))
+            for reduced in (reduced_tof, reduced_sfx):
+                reduced.run.source.close()
     sections = [
+        tof_section,
+        sfx_section,
         Section(
-            "Time of flight: 16 digitizer channels",
-            "Pulses are found in the digitizer's windows and histogrammed by arrival time, channel by channel.",
-            checks=(
-                *tof.check(reduced_tof.path, reduced_tof.quiet.result),
-                *_common(reduced_tof, "hsd", "tof", say),
-            ),
-            pictures=tuple(tof_pictures(out, reduced_tof.quiet.result)),
+            "Who may read",
+            f"{TOF_EXPERIMENT} belongs to {TOF_USER}, {SFX_EXPERIMENT} to {SFX_USER}. All values above came through "
+            "the gateway over mutual TLS, each read authorised and audited; psana alone read the files themselves.",
+            tables=(reads,),
         ),
-        Section(
-            "Crystallography: Jungfrau 4M",
-            f"A frame with {sfx.HIT_PIXELS} or more pixels above {sfx.STRONG_PHOTONS:g} photons is a hit.",
-            checks=(
-                *sfx.check(reduced_sfx.path, reduced_sfx.quiet.result),
-                *_common(reduced_sfx, "jungfrau", "sfx", say),
-            ),
-            pictures=tuple(
-                sfx_pictures(out, reduced_sfx.quiet.result, sfx.read_constants(reduced_sfx.path.absolute()))
-            ),
-        ),
+        Section("An intruder", "Each line is a connection to the same gateway.", tried, intruder.COLUMNS),
         Section(
             "Speed",
-            "Two workers, one thread each; the page cache is warm, as the runs have just been written. "
-            "The raw read takes the same files through one process and looks at nothing.",
-            tables=(_speed(both),),
+            "Two workers, one thread each, and one process of the gateway; the page cache is warm, as the runs have "
+            "just been written. The raw read takes the same files through one process and looks at nothing; the served "
+            "read takes the detector's values through the gateway into one thread.",
+            tables=(_speed((reduced_tof, reduced_sfx)),),
         ),
     ]
     write_page(out / "index.html", "lcls_dask: two simulated runs", NOTE, sections)
     return sections
+
+
+def _tof_section(reduced: Reduced, out: Path, say: Say) -> Section:
+    spectrum = reduced.quiet.result
+    return Section(
+        "Time of flight: 16 digitizer channels",
+        "Pulses are found in the digitizer's windows and histogrammed by arrival time, channel by channel.",
+        (*tof.check(reduced.path, spectrum), *_common(reduced, "hsd", "tof", say)),
+        pictures=tuple(tof_pictures(out, spectrum)),
+    )
+
+
+def _sfx_section(reduced: Reduced, out: Path, say: Say) -> Section:
+    powder = reduced.quiet.result
+    return Section(
+        "Crystallography: Jungfrau 4M",
+        f"A frame with {sfx.HIT_PIXELS} or more pixels above {sfx.STRONG_PHOTONS:g} photons is a hit.",
+        (*sfx.check(reduced.path, powder), *_common(reduced, "jungfrau", "sfx", say)),
+        pictures=tuple(sfx_pictures(out, powder, sfx.read_constants(reduced.path))),
+    )
 
 
 def _simulated(path: Path, kind: str, count: int, say: Say) -> Path:
@@ -120,25 +153,30 @@ def _simulated(path: Path, kind: str, count: int, say: Say) -> Path:
     return path
 
 
-def _tof(client: Client, path: Path, say: Say) -> Reduced:
-    run = open_run(path)
-    where = str(path.absolute())
+def _tof(client: Client, site: Site, path: Path, say: Say) -> Reduced:
+    uri = f"lcls://{TOF_EXPERIMENT}/r0001"
+    run = open_run(uri)
     polarity, sample_ns = tof.constants(path)
-    reduction = tof.Reduction(where, run.snapshot, polarity, sample_ns, tof.baselines(where, run.snapshot))
-    own = tof.digitizer(where, run.snapshot).sizes["hsd.event"]
-    return _twice(client, run, path, reduction, tof.merge, own, 1 << 13, say)
+    reduction = tof.Reduction(uri, run.snapshot, polarity, sample_ns, tof.baselines(uri, run.snapshot))
+    own = tof.digitizer(uri, run.snapshot).sizes["hsd.event"]
+    rate = read_served(run, "/hsd", "hsd.raw.windows.samples")
+    return _twice(client, site, run, path, rate, reduction, tof.merge, own, 1 << 13, say)
 
 
-def _sfx(client: Client, path: Path, say: Say) -> Reduced:
-    run = open_run(path)
-    reduction = sfx.Reduction(str(path.absolute()), run.snapshot, path.absolute())
-    return _twice(client, run, path, reduction, sfx.merge, run.events, 24, say)
+def _sfx(client: Client, site: Site, path: Path, say: Say) -> Reduced:
+    uri = f"lcls://{SFX_EXPERIMENT}/r0001"
+    run = open_run(uri)
+    rate = read_served(run, "/", "jungfrau.raw.raw")
+    reduction = sfx.Reduction(uri, run.snapshot, path)
+    return _twice(client, site, run, path, rate, reduction, sfx.merge, run.events, 24, say)
 
 
 def _twice(
     client: Client,
+    site: Site,
     run: Run,
     path: Path,
+    served_rate: float,
     reduction: Callable[[tuple[int, int]], Any],
     merge: Callable[[Sequence[Any]], Any],
     events: int,
@@ -148,13 +186,13 @@ def _twice(
     parts = blocks(events, max(1, min(longest, events // 8)))
     # the first blocks compile the kernels, in each worker
     reduce_blocks(client, reduction, merge, parts[:2])
-    say(f"reducing {run.experiment} run {run.number}: {len(parts)} blocks on 2 workers")
+    say(f"reducing {run.path}: {len(parts)} blocks on 2 workers")
     quiet = reduce_blocks(client, reduction, merge, parts)
     say("the same, killing a worker on the way")
     disturbed = reduce_blocks(client, reduction, merge, parts, kill=True)
-    client.wait_for_workers(2, timeout=60)
     files = sorted(path.glob("*.xtc2"))
-    return Reduced(run, path, sum(file.stat().st_size for file in files), read_raw(files), quiet, disturbed)
+    size, exposed = sum(file.stat().st_size for file in files), secrets_in(site, pickle.dumps(reduction))
+    return Reduced(run, path, size, read_raw(files), served_rate, quiet, disturbed, exposed)
 
 
 def read_raw(files: Sequence[Path]) -> float:
@@ -180,6 +218,53 @@ def read_raw(files: Sequence[Path]) -> float:
             while stream.readinto(buffer):
                 pass
     return time.perf_counter() - start
+
+
+def read_served(run: Run, node: str, name: str, limit: int = 1 << 30) -> float:
+    """Bytes a second of a variable, read in blocks and not looked at.
+
+    Parameters
+    ----------
+    run : Run
+    node, name : str
+    limit : int
+        Bytes that are enough.
+
+    Returns
+    -------
+    float
+
+    Examples
+    --------
+    >>> read_served(open_run(run_path), "/", "timestamp") > 0
+    True
+    """
+    variable = run.index.nodes[node].variables[name]
+    rows = min(variable.shape[0], max(1, limit // variable.item_bytes))
+    length = -(-_BLOCK // (variable.item_bytes * variable.chunk)) * variable.chunk
+    start = time.perf_counter()
+    for first in range(0, rows, length):
+        run.source.read(node, name, slice(first, min(first + length, rows)))
+    return rows * variable.item_bytes / (time.perf_counter() - start)
+
+
+def _target(run: Run) -> intruder.Target:
+    """The first chunk of a detector's values."""
+    return intruder.Target(run.experiment, run.number, run.snapshot, "hsd/hsd.raw.windows.samples/c/0")
+
+
+def _reads(site: Site) -> Table:
+    """What the audit has counted until now."""
+    told: dict[tuple[str, str], list[int]] = {}
+    for record in site.audit():
+        counts = told.setdefault((str(record["user"]), str(record["experiment"])), [0, 0, 0])
+        if record["decision"] == "allowed":
+            counts[0] += record["count"]
+            counts[1] += record["bytes"]
+        else:
+            counts[2] += record["count"]
+    rows = ((*who, f"{reads:,}", size_text(size), f"{refused:,}") for who, (reads, size, refused) in told.items())
+    return Table(("user", "experiment", "answers", "bytes", "refused"), tuple(rows))
 
 
 def _common(reduced: Reduced, detector: str, kind: str, say: Say) -> list[Check]:
@@ -215,11 +300,12 @@ def _common(reduced: Reduced, detector: str, kind: str, say: Say) -> list[Check]
             "the result without it, bit by bit",
             killed.result == reduced.quiet.result,
         ),
-        referee_check(reduced.run, REFEREE_EVENTS[kind], say),
+        Check("keys and tokens in what Dask sends", f"{reduced.exposed}", "0", reduced.exposed == 0),
+        referee_check(reduced.run, REFEREE_EVENTS[kind], say, reduced.path),
     ]
 
 
-def referee_check(run: Run, events: int, say: Say) -> Check:
+def referee_check(run: Run, events: int, say: Say, files: Path | None = None) -> Check:
     """Compare a run's first events with psana's reading of them.
 
     Parameters
@@ -227,6 +313,8 @@ def referee_check(run: Run, events: int, say: Say) -> Check:
     run : Run
     events : int
     say : callable
+    files : Path, optional
+        Where psana finds the run; where it was opened by default.
 
     Returns
     -------
@@ -241,9 +329,9 @@ def referee_check(run: Run, events: int, say: Say) -> Check:
     name = "values that psana reads"
     if not available():
         return Check(name, "", "psana is not installed", None)
-    say(f"asking psana for {events} events of {run.path}")
+    say(f"asking psana for {events} events of {files or run.path}")
     try:
-        verdict = referee(run, events)
+        verdict = referee(run, events, files=files)
     except FormatError as error:
         return Check(name, "", str(error), None)
     told = f"{verdict.values - len(verdict.different):,} equal"
@@ -263,11 +351,22 @@ def _speed(both: Sequence[Reduced]) -> Table:
                 f"{reduced.run.events:,}",
                 size_text(reduced.bytes),
                 f"{raw:.2f} GB/s",
+                f"{reduced.served_rate / 1e9:.2f} GB/s",
                 f"{quiet:.2f} GB/s",
                 f"{reduced.run.events / reduced.quiet.seconds:,.0f} /s",
                 f"{reduced.quiet.seconds:.1f} s",
                 f"{reduced.disturbed.seconds:.1f} s",
             )
         )
-    columns = ("run", "events", "files", "raw read", "reduced", "events", "took", "took with a worker killed")
+    columns = (
+        "run",
+        "events",
+        "files",
+        "raw read",
+        "served read",
+        "reduced",
+        "events",
+        "took",
+        "took with a worker killed",
+    )
     return Table(columns, tuple(rows))
