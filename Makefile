@@ -14,7 +14,7 @@ PUBLIC = $(wildcard lcls_dask/*.py lcls_dask/access/*.py lcls_dask/stores/*.py l
 .PHONY: help demo test test-long lint bench clean
 
 help:
-	@echo "make demo       simulate two runs, reduce them on Dask, compare with the truth: demo-out/index.html"
+	@echo "make demo       simulate two runs, serve and reduce them, try to break in: demo-out/index.html"
 	@echo "make test       lint, types, docstrings and the tests"
 	@echo "make test-long  the tests that take minutes"
 	@echo "make lint       lint, types and docstrings alone"

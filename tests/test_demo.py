@@ -1,4 +1,4 @@
-"""The demo, small: everything is found, a killed worker changes nothing, and what is wrong is said."""
+"""The demo, small: all is found, a killed worker changes nothing, no intruder gets in, and what is wrong is said."""
 
 import re
 from pathlib import Path
@@ -8,9 +8,11 @@ import pytest
 
 from lcls_dask import open_run, simulate
 from lcls_dask.cli import main
-from lcls_dask.demo import kernels, referee, sfx, tof
+from lcls_dask.demo import intruder, kernels, referee, sfx, tof
 from lcls_dask.demo.page import Check, Section, write_page
 from lcls_dask.demo.pictures import assemble, radial_profile
+from lcls_dask.demo.site import acting_as, build_site, serving
+from lcls_dask.security.files import write_private
 
 
 def test_demo_finds_what_was_simulated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -18,19 +20,56 @@ def test_demo_finds_what_was_simulated(tmp_path: Path, capsys: pytest.CaptureFix
     told = capsys.readouterr().out
     assert "DIFFERENT" not in told
     assert re.search(r"worker killed after \d+ of \d+ blocks +same result", told)
+    assert not re.search("SUCCEEDED|NOT A", told)
+    assert re.search(r"reads a chunk of her run +200, .* bytes +alice allowed: ok +allowed", told)
+    assert re.search(r"stolen, with bob's certificate +401 .* +bob refused: other certificate +refused", told)
+    assert told.count("  refused\n") >= 20
     page = (tmp_path / "index.html").read_text()
     assert "does not check the physics" in page
     assert page.count("data:image/png;base64,") == len(list(tmp_path.glob("*.png"))) == 5
     # nothing is fetched from anywhere
     assert not re.search(r"(src|href)='(?!data:)", page)
+    # keys and tokens are gone, and were never shown
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"runs"}
+    for shown in (told, re.sub(r"data:image/png;base64,[^']*", "", page)):
+        assert not re.search(r"PRIVATE KEY|[A-Za-z0-9_=-]{150}", shown)
 
 
 def test_demo_replaces_only_runs_that_it_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "tof").mkdir()
-    (tmp_path / "tof" / "thesis.txt").write_text("mine")
+    mine = tmp_path / "runs" / "tmosim01" / "r0001" / "thesis.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
     assert main(["demo", "--out", str(tmp_path), "--events", "16", "--frames", "8"]) == 1
-    assert (tmp_path / "tof" / "thesis.txt").read_text() == "mine"
+    assert mine.read_text() == "mine"
     assert "no simulated run" in capsys.readouterr().err
+
+
+def test_an_intruder_who_succeeds_is_seen(tmp_path: Path) -> None:
+    """Policy lets Bob read Alice's experiment, and members the files: some of the attempts come through."""
+    simulate(tmp_path / "runs" / "tmosim01" / "r0001", "tof", events=16)
+    site = build_site(tmp_path / "site", tmp_path / "runs", {"alice": "tmosim01", "bob": "cxisim01"})
+    write_private(site.policy, b'[experiments.tmosim01]\nmembers = ["alice", "bob"]\ndirect_reads = true\n')
+    for user in ("alice", "bob"):
+        write_private(site.folder / user / "token", site.token(site.folder / user).encode())
+    for path in site.folder.rglob("*"):
+        secret = path.suffix == ".key" or path.name == "token"
+        assert path.stat().st_mode & (0o077 if secret or path.is_dir() else 0o022) == 0, path
+    with serving(site) as port:
+        with acting_as(site, "alice", port):
+            run = open_run("lcls://tmosim01/r0001")
+            variables = run.index.nodes["/"].variables
+            name = next(name for name in variables if name.startswith("gmd."))
+            key = "/".join([name, "c", *["0"] * len(variables[name].shape)])
+            target = intruder.Target("tmosim01", 1, run.snapshot, key)
+            run.source.close()
+        checks = intruder.try_all(site, port, intruder.attempts(site, target, "alice", "bob"))
+    wrong = [(check.name, check.verdict) for check in checks if not check.passed]
+    assert wrong == [
+        ("alice's run with bob's certificate and token", "SUCCEEDED"),
+        ("a token for another detector", "SUCCEEDED"),  # it is for gmd*
+        ("where the files are, which policy keeps to itself", "SUCCEEDED"),
+    ]
+    assert (site.folder.stat().st_mode & 0o777, site.audit_folder.stat().st_mode & 0o777) == (0o700, 0o700)
 
 
 @pytest.mark.parametrize("name", ["test_hsd.xtc2", "test_jungfrau05M_calib.xtc2", "mixed_rate"])

@@ -1,4 +1,4 @@
-"""``lcls-dask demo``: two simulated runs, or any real one, reduced on Dask and laid out on a page."""
+"""``lcls-dask demo``: two simulated runs, served, reduced and attacked, or any real one; laid out on a page."""
 
 from pathlib import Path
 
@@ -17,8 +17,9 @@ from .output import print_table
 def demo(ctx: click.Context, path: str | None, out: Path, events: int, frames: int) -> None:
     """Reduce runs on two local Dask workers and write PNGs and one HTML page into OUT.
 
-    Without --run it simulates a time-of-flight run and a Jungfrau run (some 3 GB below OUT), kills a worker on the
-    way, and compares all results with the simulation's truth. Exits with 1 where something differs.
+    Without --run it simulates a time-of-flight run and a Jungfrau run (some 3 GB below OUT), reads them through a
+    gateway as two users, kills a worker on the way, compares all results with the simulation's truth, and tries to
+    get past the gateway. Exits with 1 where something differs or an attempt succeeds.
 
     \b
     Examples:

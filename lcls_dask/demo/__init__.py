@@ -1,1 +1,1 @@
-"""`lcls-dask demo`: two simulated runs, or any real one, reduced on Dask and laid out on a page."""
+"""`lcls-dask demo`: two simulated runs, served, reduced on Dask and attacked, or any real one; laid out on a page."""

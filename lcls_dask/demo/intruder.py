@@ -174,32 +174,28 @@ def try_all(site: Site, port: int, found: Iterator[Attempt]) -> list[Check]:
 
 
 def _judge(site: Site, port: int, attempt: Attempt, address: str) -> Check:
-    allowed = attempt.reason == "ok"
     status, told = _send(port, attempt, address)
     end = time.monotonic() + attempt.patience
     while status == 200 and time.monotonic() < end:
         time.sleep(0.1)
         status, told = _send(port, attempt, address)
-    line = _line(site, attempt, address, "allowed" if allowed else "refused")
-    said = f"{line['decision']}: {line['reason']}" if line else "nothing of it"
-    if line and line["user"]:
-        said = f"{line['user']} {said}"
-    if allowed:
-        return Check(attempt.tried, told, said, status == 200 and line is not None, ("allowed", "NOT ALLOWED"))
-    refused = status == 0 or status >= 400
-    return Check(
-        attempt.tried, told, said, refused and line is not None,
-        ("refused", "SUCCEEDED" if not refused else "NOT AUDITED"),
-    )  # fmt: skip
+    allowed = 0 < status < 400
+    line = _line(site, attempt.reason, address, "allowed" if allowed else "refused")
+    said = f"{line['user']} {line['decision']}: {line['reason']}".strip() if line else "nothing of it"
+    if attempt.reason == "ok":
+        return Check(attempt.tried, told, said, allowed and line is not None, ("allowed", "NOT ALLOWED"))
+    words = "refused", "SUCCEEDED" if allowed else "NOT AUDITED"
+    return Check(attempt.tried, told, said, not allowed and line is not None, words)
 
 
-def _line(site: Site, attempt: Attempt, address: str, decision: str) -> Mapping[str, Any] | None:
-    """The audit's line about an attempt."""
+def _line(site: Site, reason: str, address: str, decision: str) -> Mapping[str, Any] | None:
+    """The audit's line about an attempt; one that has been allowed against all reason is found too."""
+    reason = "ok" if decision == "allowed" else reason
     end = time.monotonic() + _LONGEST
     while time.monotonic() < end:
         for record in site.audit():
             right = (record["address"], record["decision"]) == (address, decision)
-            if right and str(record["reason"]).startswith(attempt.reason):
+            if right and str(record["reason"]).startswith(reason):
                 return record
         time.sleep(0.05)
     return None

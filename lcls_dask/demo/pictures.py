@@ -66,6 +66,7 @@ def sfx_pictures(out: Path, powder: sfx.Powder, constants: sfx.Constants) -> lis
     )
     hits.axes[0].set_yscale("symlog")
     hits.axes[0].lines[0].set(linestyle="none", marker=".")
+    hits.axes[0].legend()
     return [
         _save(
             pattern,

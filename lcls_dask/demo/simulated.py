@@ -159,16 +159,16 @@ def _tof(client: Client, site: Site, path: Path, say: Say) -> Reduced:
     polarity, sample_ns = tof.constants(path)
     reduction = tof.Reduction(uri, run.snapshot, polarity, sample_ns, tof.baselines(uri, run.snapshot))
     own = tof.digitizer(uri, run.snapshot).sizes["hsd.event"]
-    rate = read_served(run, "/hsd", "hsd.raw.windows.samples")
-    return _twice(client, site, run, path, rate, reduction, tof.merge, own, 1 << 13, say)
+    bulk = "/hsd", "hsd.raw.windows.samples"
+    return _twice(client, site, run, path, bulk, reduction, tof.merge, own, 1 << 13, say)
 
 
 def _sfx(client: Client, site: Site, path: Path, say: Say) -> Reduced:
     uri = f"lcls://{SFX_EXPERIMENT}/r0001"
     run = open_run(uri)
-    rate = read_served(run, "/", "jungfrau.raw.raw")
     reduction = sfx.Reduction(uri, run.snapshot, path)
-    return _twice(client, site, run, path, rate, reduction, sfx.merge, run.events, 24, say)
+    bulk = "/", "jungfrau.raw.raw"
+    return _twice(client, site, run, path, bulk, reduction, sfx.merge, run.events, 24, say)
 
 
 def _twice(
@@ -176,7 +176,7 @@ def _twice(
     site: Site,
     run: Run,
     path: Path,
-    served_rate: float,
+    bulk: tuple[str, str],
     reduction: Callable[[tuple[int, int]], Any],
     merge: Callable[[Sequence[Any]], Any],
     events: int,
@@ -192,7 +192,7 @@ def _twice(
     disturbed = reduce_blocks(client, reduction, merge, parts, kill=True)
     files = sorted(path.glob("*.xtc2"))
     size, exposed = sum(file.stat().st_size for file in files), secrets_in(site, pickle.dumps(reduction))
-    return Reduced(run, path, size, read_raw(files), served_rate, quiet, disturbed, exposed)
+    return Reduced(run, path, size, read_raw(files), read_served(run, *bulk), quiet, disturbed, exposed)
 
 
 def read_raw(files: Sequence[Path]) -> float:
