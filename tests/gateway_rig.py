@@ -80,11 +80,11 @@ class Reply:
 class Facility:
     """An authority, an issuer of tokens, a policy, and identities made at test time."""
 
-    def __init__(self, base: Path) -> None:
+    def __init__(self, base: Path, clock: Callable[[], float] = time.time) -> None:
         self.base = base
         self.root = base / "root"
         self.root.mkdir()
-        create_identity(base / "site", Role.ISSUER, "site")
+        create_identity(base / "site", Role.ISSUER, "site", clock=clock)
         self.issuer = Ed25519PrivateKey.generate()
         self.policy = base / "policy.toml"
         self.revocations = base / "revoked.txt"

@@ -16,7 +16,7 @@ from .identity import Identity
 from .introductions import accept
 from .issuer import DEFAULT_MINUTES
 from .peer import Role
-from .tls import check_role, client_context
+from .tls import check_role, client_context, untrusted
 
 _TIMEOUT = 30.0
 
@@ -120,6 +120,8 @@ def _post(
             if wait is None or time.monotonic() + wait > end:
                 break
             time.sleep(wait)
+    except ssl.SSLCertVerificationError as error:
+        raise IdentityError(f"{url}: {untrusted(error)}") from error
     except (ValueError, TypeError, http.client.HTTPException) as error:
         raise IdentityError(f"{url} does not answer as an issuer ({type(error).__name__})") from None
     finally:

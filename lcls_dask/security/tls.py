@@ -1,7 +1,9 @@
 """TLS 1.2 or later, with a certificate demanded of both sides."""
 
 import ssl
+import time
 from collections.abc import Iterable
+from datetime import UTC, datetime
 
 from cryptography import x509
 
@@ -11,6 +13,8 @@ from .files import read_private
 from .identity import Identity
 from .peer import Peer, Role, peer_of
 from .trust import trusted
+
+_ABOUT_TIME = (9, 10)  # X509_V_ERR_CERT_NOT_YET_VALID, X509_V_ERR_CERT_HAS_EXPIRED
 
 
 def server_context(identity: Identity, trust: Iterable[x509.Certificate] | None = None) -> ssl.SSLContext:
@@ -107,6 +111,24 @@ def check_role(der: bytes | None, role: Role) -> Peer:
     if peer.role is not role:
         raise IdentityError(f"the other side is a {peer.role} of {peer.user}, expected was: {role}")
     return peer
+
+
+def untrusted(error: ssl.SSLCertVerificationError) -> str:
+    """Why this side does not trust a certificate; with its own clock, where that has decided.
+
+    Parameters
+    ----------
+    error : ssl.SSLCertVerificationError
+
+    Returns
+    -------
+    str
+    """
+    said = f"its certificate cannot be trusted: {error.verify_message}"
+    if error.verify_code in _ABOUT_TIME:
+        now = datetime.fromtimestamp(time.time(), UTC)
+        said += f", if this machine's clock is right, which says {now:%Y-%m-%d %H:%M:%S UTC}"
+    return said
 
 
 def _prepared(context: ssl.SSLContext, identity: Identity, trust: Iterable[x509.Certificate]) -> ssl.SSLContext:

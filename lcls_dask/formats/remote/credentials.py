@@ -12,14 +12,16 @@ from typing import NoReturn
 from ... import config
 from ...errors import IdentityError, LclsError
 from ...security import Identity, client_context, find_identity, load_identity
-from ...security.capability import read_unverified
 from ...security.files import read_private
 from ...security.issuer_client import fetch_token, renew
+from .clocks import utc
 
 _log = logging.getLogger(__name__)
 
 #: In the identity's directory, where ``lcls.token`` names no other file.
 TOKEN_FILE = "token"
+#: Seconds between two requests for a new certificate.
+_SOON = 60.0
 
 
 @dataclass(frozen=True)
@@ -32,11 +34,14 @@ class Pass:
     token : str or None
     generation : int
         Of the certificate.
+    lasts : (float, float)
+        From when to when the certificate is good, in seconds since the epoch.
     """
 
     context: ssl.SSLContext
     token: str | None
     generation: int
+    lasts: tuple[float, float]
 
     def __repr__(self) -> str:
         return f"Pass(generation={self.generation})"
@@ -86,47 +91,70 @@ class Credentials:
         with self._lock:
             issuer = config.issuer()
             if issuer is None:
-                if time.time() > self._identity.peer.not_after:
-                    raise IdentityError(
-                        f"{self._directory}: the certificate has expired; lcls-dask identity rotate, or set lcls.issuer"
-                    )
-                self._read_token()
+                self._read_files(refused)
             else:
                 self._renew(issuer, refused)
-            return Pass(self._context, self._token, self._generation)
+            lasts = self._identity.peer.not_before, self._identity.peer.not_after
+            return Pass(self._context, self._token, self._generation, lasts)
+
+    def _read_files(self, refused: bool) -> None:
+        """Take what lies in the identity's directory: another program may have renewed it."""
+        changed = self._read_token()
+        expired = time.time() > self._identity.peer.not_after
+        if changed or refused or expired:
+            try:
+                identity = load_identity(self._directory)
+            except IdentityError as error:  # it may be half written at this moment
+                _log.warning("the identity cannot be read again: %s", error)
+                identity = self._identity
+            if identity.certificate != self._identity.certificate:
+                self._use(identity, self._generation + 1)
+                self._read_token()
+        if time.time() > self._identity.peer.not_after:
+            raise IdentityError(
+                f"{self._directory}: the certificate was good until {utc(self._identity.peer.not_after)}, and this "
+                f"machine's clock says {utc(time.time())}; lcls-dask identity rotate, or set lcls.issuer"
+            )
 
     def _renew(self, issuer: str, refused: bool) -> None:
         now = time.time()
         if now > self._certificate_half:
             try:
                 self._use(renew(self._identity, issuer), self._generation + 1)
+                # where this machine's clock is wrong, it may seem to be old already: not at each request
+                self._certificate_half = max(self._certificate_half, now + _SOON)
             except (LclsError, OSError) as error:
                 if now > self._identity.peer.not_after:
                     raise
-                self._certificate_half = now + 60  # it lasts as long again: ask later
+                self._certificate_half = now + _SOON  # it lasts as long again: ask later
                 _log.warning("the certificate could not be renewed yet: %s", error)
         if not refused and now < self._token_half:
             return
+        minutes = config.token_minutes()
         try:
-            token = fetch_token(self._identity, issuer, minutes=config.token_minutes())
+            token = fetch_token(self._identity, issuer, minutes=minutes)
         except (LclsError, OSError) as error:
             if refused or now > self._token_end:
                 raise
             self._token_half = now + 10
             _log.warning("the token could not be renewed yet: %s", error)
             return
-        self._token, self._token_end = token, read_unverified(token).expires
+        # by this clock alone: the issuer's may say something else
+        self._token, self._token_end = token, now + 60 * minutes
         self._token_half = _half(now, self._token_end)
 
-    def _read_token(self) -> None:
+    def _read_token(self) -> bool:
+        """Read the token's file where it has changed; whether it has."""
         path = config.token_file() or self._directory / TOKEN_FILE
         try:
             stat = os.stat(path)
         except FileNotFoundError:
             self._token = self._stamp = None  # the gateway says what is missing
-            return
-        if (stamp := (stat.st_mtime_ns, stat.st_ino)) != self._stamp:
-            self._token, self._stamp = read_private(path).decode("ascii", "replace").strip(), stamp
+            return False
+        if (stamp := (stat.st_mtime_ns, stat.st_ino)) == self._stamp:
+            return False
+        self._token, self._stamp = read_private(path).decode("ascii", "replace").strip(), stamp
+        return True
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("credentials stay in the process that found them")

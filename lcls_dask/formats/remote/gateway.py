@@ -22,6 +22,8 @@ from ...errors import (
     SnapshotError,
     UnreachableError,
 )
+from ...security.tls import untrusted
+from .clocks import of_certificate, of_refusal
 from .credentials import Credentials, Pass, credentials
 from .http import Address, Answer, Connection, Get, parse_address
 
@@ -122,7 +124,7 @@ class Gateway:
                         refused, told, why = True, 0.0, _said(answer)
                         break
                     if answer.status >= 300:
-                        _raise(answer, gets[done], self.address)
+                        _raise(answer, gets[done], self.address, who.token)
                     done += 1
                     refused = False
                     patience.progress()
@@ -137,7 +139,7 @@ class Gateway:
                 if _about_us(error):
                     raise AccessError(
                         f"{self.address}: does not accept this certificate ({_told(error)}); "
-                        "lcls-dask identity list shows it"
+                        f"{of_certificate(*who.lasts)}; lcls-dask identity list shows it"
                     ) from error
                 why = _told(error)
             except OSError as error:
@@ -199,7 +201,7 @@ def _seconds(text: str | None) -> float | None:
 
 def _told(error: BaseException) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"its certificate cannot be trusted: {error.verify_message}"
+        return untrusted(error)
     if isinstance(error, ssl.SSLError):
         return (error.reason or "TLS failed").replace("_", " ").lower()
     return str(error) or type(error).__name__
@@ -217,11 +219,12 @@ def _said(answer: Answer) -> str:
         return f"status {answer.status}"
 
 
-def _raise(answer: Answer, get: Get, address: Address) -> NoReturn:
+def _raise(answer: Answer, get: Get, address: Address, token: str | None) -> NoReturn:
     """What a refusal means to who asked."""
     said, where = _said(answer), f"{address}{get.target.partition('/zarr/')[0]}"
     if answer.status == 401:
-        raise AccessError(f"{where}: {said}; lcls-dask token issue, or set lcls.issuer")
+        times = of_refusal(said, answer.fields.get("date"), token)
+        raise AccessError(f"{where}: {said}{times}; lcls-dask token issue, or set lcls.issuer")
     if answer.status == 403:
         raise AccessError(f"{where}: {said}")
     if answer.status == 404:

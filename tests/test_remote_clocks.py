@@ -1,0 +1,157 @@
+"""A clock that is an hour off, the gateway's or the client's: right values, or an error that names the times."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+from gateway_rig import Facility, Gateway
+
+import lcls_dask
+from lcls_dask.formats import open_source
+from lcls_dask.formats.remote.clocks import of_refusal
+
+EXPERIMENT = "tmox42619"
+HOUR = 3600.0
+CLOCK = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC"
+_LIBRARIES = [path for base in ("/usr/lib", "/usr/local/lib") for path in Path(base).rglob("libfaketimeMT.so.1")]
+
+pytestmark = pytest.mark.skipif(
+    not _LIBRARIES, reason="libfaketime is not installed (apt-get install libfaketime): clocks are not tested"
+)
+
+_CLIENT = """
+import json, sys
+import lcls_dask
+from lcls_dask.errors import LclsError
+try:
+    values = lcls_dask.open_run(sys.argv[1]).source.read("/", "timestamp", slice(0, 50))
+    told = {"sum": int(values.sum())}
+except LclsError as error:
+    told = {"error": type(error).__name__, "says": str(error)}
+print(json.dumps(told))
+"""
+
+
+def an_hour_ago() -> float:
+    return time.time() - 1.5 * HOUR
+
+
+def off(hours: float) -> Mapping[str, str]:
+    """Environment of a process whose clock is wrong; times of files stay as they are."""
+    if not hours:
+        return {}
+    return {"LD_PRELOAD": str(_LIBRARIES[0]), "FAKETIME": f"{hours:+g}h", "NO_FAKE_STAT": "1"}
+
+
+@pytest.fixture
+def facility(tmp_path: Path) -> Facility:
+    made = Facility(tmp_path, clock=an_hour_ago)
+    lcls_dask.simulate(made.root / EXPERIMENT / "r0001", "scan", events=50, experiment=EXPERIMENT, run=1)
+    made.allow({EXPERIMENT: ["alice"]})
+    return made
+
+
+@pytest.fixture
+def serve(facility: Facility) -> Iterator[Callable[[float], Gateway]]:
+    started: list[Gateway] = []
+
+    def start(hours: float) -> Gateway:
+        started.append(Gateway(facility, environment=off(hours)).start())
+        return started[-1]
+
+    yield start
+    for gateway in started:
+        gateway.stop()
+
+
+def enter(facility: Facility, name: str, **more: object) -> Path:
+    identity = facility.identity(name, user="alice", **more)  # type: ignore[arg-type]
+    token = identity / "token"
+    token.touch(0o600)
+    token.write_text(facility.token(identity, EXPERIMENT))
+    return identity
+
+
+def read(gateway: Gateway, identity: Path, hours: float = 0) -> dict[str, str]:
+    settings = {
+        "LCLS_GATEWAY": f"https://localhost:{gateway.port}",
+        "LCLS_IDENTITY": str(identity),
+        "DASK_LCLS__PATIENCE": "5",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", _CLIENT, f"lcls://{EXPERIMENT}/r0001"],
+        env={**os.environ, **settings, **off(hours)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    told: dict[str, str] = json.loads(done.stdout)
+    return told
+
+
+def right(facility: Facility) -> dict[str, int]:
+    here = open_source(facility.root / EXPERIMENT / "r0001")
+    return {"sum": int(here.read("/", "timestamp", slice(0, 50)).sum())}
+
+
+def test_the_gateways_clock_is_ahead(facility: Facility, serve: Callable[[float], Gateway]) -> None:
+    """It takes a token of ten minutes for one that has expired."""
+    told = read(serve(+1), enter(facility, "alice"))
+    assert told["error"] == "AccessError"
+    assert re.search(
+        rf"expired.* \(the token is good until {CLOCK}, the gateway's clock says {CLOCK}, this machine's says {CLOCK}: "
+        "one of the two is wrong\\)",
+        told["says"],
+    )
+
+
+def test_the_gateways_clock_is_behind(facility: Facility, serve: Callable[[float], Gateway]) -> None:
+    """A certificate that was made just now is not good yet; an older one is, and then all is well."""
+    gateway = serve(-1)
+    told = read(gateway, enter(facility, "new"))
+    assert told["error"] == "AccessError"
+    assert re.search(
+        f"does not accept this certificate .*good from {CLOCK} to {CLOCK}, this machine's clock says {CLOCK}; "
+        "the gateway's may differ",
+        told["says"],
+    )
+    gateway.audited(operation="connect", decision="refused", reason="TLS: certificate is not yet valid")
+    assert read(gateway, enter(facility, "older", clock=an_hour_ago)) == right(facility)
+
+
+def test_the_clients_clock_is_ahead(facility: Facility, serve: Callable[[float], Gateway]) -> None:
+    assert read(serve(0), enter(facility, "alice"), +1) == right(facility)
+
+
+def test_the_clients_clock_is_behind(facility: Facility, serve: Callable[[float], Gateway]) -> None:
+    """The gateway's certificate, made just now, is not good yet by that clock."""
+    told = read(serve(0), enter(facility, "alice"), -1)
+    assert told["error"] == "IdentityError"
+    assert re.search(
+        f"cannot be trusted: certificate is not yet valid, if this machine's clock is right, which says {CLOCK}",
+        told["says"],
+    )
+
+
+def test_a_worker_whose_clock_is_ahead_of_its_certificate(
+    facility: Facility, serve: Callable[[float], Gateway]
+) -> None:
+    from datetime import timedelta
+
+    told = read(serve(0), enter(facility, "brief", lifetime=timedelta(minutes=50)), +1)
+    assert told["error"] == "IdentityError"
+    assert re.search(f"was good until {CLOCK}, and this machine's clock says {CLOCK}", told["says"])
+
+
+def test_times_are_named_only_where_they_matter() -> None:
+    assert of_refusal("bad signature", None, "garbage") == ""
+    assert "good until" not in of_refusal("expired", None, "garbage")
+    assert of_refusal("expired", "no date", None).startswith(" (this machine's says ")
+    assert "wrong" in of_refusal("bad signature", "Sun, 06 Nov 1994 08:49:37 GMT", None)
