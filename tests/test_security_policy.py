@@ -322,4 +322,5 @@ def test_a_broken_policy_source_fails_closed_from_the_start(world: World) -> Non
     authoriser = Authoriser(world.keys, Broken(), world.revocations, world.clock)
     access = Access(Operation.READ, "tmox42619", 15, "hsd")
     assert authoriser.decide(alice.peer, token, access).reason == Reason.POLICY_FAILED
-    assert authoriser.experiments(alice.peer, token) == frozenset()
+    with pytest.raises(PolicyError, match="try again"):  # not: that she has none
+        authoriser.experiments(alice.peer, token)

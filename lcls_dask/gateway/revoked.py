@@ -1,49 +1,35 @@
-"""Revocations that all gateways of a facility share: a file of their own, and what the state database says."""
+"""Revocations that all gateways of a facility share: a file of their own, and one of what the others have said."""
 
 import os
 from collections.abc import Hashable
 
-from ..security.revocations import FileRevocations, Revocations
-from .state import State
+from ..security.revocations import FileRevocations
 
 
 class SharedRevocations:
-    """A `Revocations` of a file and of the state database.
+    """A `Revocations` of several files.
 
-    The file is looked at by every process, at most a second after it has changed. What the database says is fetched by
-    `refresh`; while it cannot be reached, what it said last stays in force.
+    Each is looked at by every process, at most a second after it has changed. What the state database says is in a
+    file too (the gateway's first process writes it), so that a process which starts while the database is away
+    knows what was revoked before.
 
     Parameters
     ----------
-    path : path-like
+    *paths : path-like
 
     Raises
     ------
     PolicyError
-        The file is not there.
+        One of the files is not there.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._file: Revocations = FileRevocations(path)
-        self._shared: frozenset[str] = frozenset()
-        self._generation = 0
+    def __init__(self, *paths: str | os.PathLike[str]) -> None:
+        self._lists = [FileRevocations(path) for path in paths]
 
     @property
     def version(self) -> Hashable:
-        """How often either has changed."""
-        return self._file.version, self._generation
+        """How often each has changed."""
+        return tuple(listed.version for listed in self._lists)
 
     def __contains__(self, identifier: object, /) -> bool:
-        return identifier in self._shared or identifier in self._file
-
-    def refresh(self, state: State) -> None:
-        """Fetch what the database says.
-
-        Raises
-        ------
-        StateError
-        """
-        shared = state.revoked()
-        if shared != self._shared:
-            self._shared = shared
-            self._generation += 1
+        return any(identifier in listed for listed in self._lists)

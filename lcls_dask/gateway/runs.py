@@ -14,7 +14,7 @@ from typing import Any, cast
 import google_crc32c
 import numpy as np
 
-from ..errors import AccessError, ConfinementError, LclsError, RunNotFoundError, SnapshotError
+from ..errors import AccessError, ConfinementError, LclsError, PolicyError, RunNotFoundError, SnapshotError
 from ..formats import RunSource, find_runs, open_source
 from ..stores.keys import RunKeys
 from .files import Watch, identities, stamp_of
@@ -331,6 +331,8 @@ def status_of(error: Exception) -> tuple[int, str]:
             return 404, "a link leads out"
         case SnapshotError():
             return 410, "snapshot gone"
+        case PolicyError():
+            return 503, "policy unavailable"
         case AccessError():
             return 503, "not readable by the gateway"
         case LclsError():

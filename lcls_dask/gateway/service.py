@@ -77,8 +77,8 @@ class Service:
     audit : AuditLog
     usage : Usage
     state : State
-    pool : ThreadPoolExecutor
-        In which files are read.
+    pool, look : ThreadPoolExecutor
+        In which chunks are read; and in which all else is done that may wait.
     """
 
     def __init__(
@@ -89,9 +89,10 @@ class Service:
         usage: Usage,
         state: State,
         pool: ThreadPoolExecutor,
+        look: ThreadPoolExecutor,
     ) -> None:
         self._runs, self._authoriser, self._audit = runs, authoriser, audit
-        self._usage, self._state, self._pool = usage, state, pool
+        self._usage, self._state, self._pool, self._look = usage, state, pool, look
 
     async def answer(self, request: Request, client: Client) -> Answer:
         """Answer a request; never raises, save for what ends the process."""
@@ -100,10 +101,11 @@ class Service:
         response, entry = self._judge(request, route, client, entry)
         if response is not None or route is None:
             return self._audited(request, client, route, response or NOT_FOUND, entry)
+        if route.kind is Kind.HEALTH:  # answered also while all threads wait for a disk
+            return self._audited(request, client, route, json_response({"status": "ok"}), entry)
+        pool = self._pool if route.kind is Kind.KEY else self._look
         # reading and the audit both wait for a disk: one change of threads for the two
-        return await asyncio.get_running_loop().run_in_executor(
-            self._pool, self._carried_out, request, client, route, entry
-        )
+        return await asyncio.get_running_loop().run_in_executor(pool, self._carried_out, request, client, route, entry)
 
     def refuse(self, client: Client | None, reason: str, status: int = 0, address: str = "") -> None:
         """Audit a connection that ends before, or without, a request that could be understood."""
@@ -152,6 +154,8 @@ class Service:
             return no(error_response(429, f"{said}; close some", fields=_RETRY, close=True), said)
         if (wait := self._usage.request(client.peer.user)) is not None:
             said = "too many requests"
+            # all alike, or who is refused faster than answered would fill the audit's disk
+            entry = replace(entry, experiment="", run=None, operation="any", key="")
             return no(error_response(429, f"{said}; wait", fields={"Retry-After": str(wait)}), said)
         if route is None:
             return no(NOT_FOUND, "no such address")
@@ -187,8 +191,6 @@ class Service:
 
     def _read(self, request: Request, route: Route, client: Client) -> Response:
         match route.kind:
-            case Kind.HEALTH:
-                return json_response({"status": "ok"})
             case Kind.OPENAPI:
                 return json_response(DOCUMENT)
             case Kind.METRICS:

@@ -19,6 +19,7 @@ from pathlib import Path
 from threading import Event, Thread
 
 from ..errors import GatewayError, StateError
+from ..security.files import write_public
 from ..security.revocations import revoked_lines
 from . import worker
 from .limits import clear_row, create_table
@@ -31,6 +32,8 @@ _log = logging.getLogger(__name__)
 
 #: Seconds between looks at what the processes have appended to the audit.
 INDEX_EVERY = 1.0
+#: Seconds that the database may take at the end.
+_PATIENCE = 10.0
 _FIRST_START = 60.0
 #: A process that lives for less than this is started again more and more slowly.
 _SHORT = 5.0
@@ -70,7 +73,8 @@ def serve(settings: Settings, announce: Callable[[str, int], None] | None = None
         state.migrate()
         with worker.listening_socket(settings.host, settings.port, listen=False) as reserved:
             supervisor = _Supervisor(settings, Path(scratch), reserved.getsockname()[1])
-            indexer = _Indexer(state, settings)
+            indexer = _Indexer(state, settings, supervisor.revoked)
+            indexer.share()  # before anybody is served
             with supervisor.signals():
                 indexer.start()
                 try:
@@ -87,6 +91,7 @@ class _Supervisor:
         create_table(self._table, settings.processes)
         self._seen = scratch / "seen"
         self._seen.mkdir()
+        self.revoked = scratch / "revoked"
         self._children = [_Child(row) for row in range(settings.processes)]
         self._context = multiprocessing.get_context("spawn")
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -129,7 +134,7 @@ class _Supervisor:
     def _start(self, child: _Child) -> None:
         clear_row(self._table, child.row)
         child.ready, sender = self._context.Pipe(duplex=False)
-        place = worker.Place(child.row, self._table, self._seen, self._port)
+        place = worker.Place(child.row, self._table, self._seen, self.revoked, self._port)
         child.process = self._context.Process(
             target=worker.run, args=(self._settings, place, sender), name=f"gateway-{child.row}"
         )
@@ -215,9 +220,10 @@ class _Supervisor:
 class _Indexer(Thread):
     """Takes the audit and the list of revocations into the state database, and catches up when that was away."""
 
-    def __init__(self, state: State, settings: Settings) -> None:
+    def __init__(self, state: State, settings: Settings, revoked: Path) -> None:
         super().__init__(name="audit-index", daemon=True)
-        self._state, self._settings = state, settings
+        self._state, self._settings, self._revoked = state, settings, revoked
+        self._known: frozenset[str] | None = None
         self._done = Event()
         self._failing = False
 
@@ -227,14 +233,30 @@ class _Indexer(Thread):
             self._index()
 
     def stop(self) -> None:
-        """Take in the rest and end."""
+        """Take in the rest and end; not if the database does not answer at all."""
         self._done.set()
-        self.join()
-        self._index()
+        self.join(_PATIENCE)
+        if self.is_alive():
+            _log.error("the state database does not answer: the rest of the audit is indexed at the next start")
+        else:
+            self._index()
+
+    def share(self) -> None:
+        """Tell other gateways what is revoked here, and this one's processes what is revoked anywhere.
+
+        Raises
+        ------
+        StateError
+        """
+        self._state.share_revocations(revoked_lines(self._settings.revocations))
+        known = self._state.revoked()
+        if known != self._known:
+            write_public(self._revoked, "".join(f"{identifier}\n" for identifier in sorted(known)).encode())
+            self._known = known
 
     def _index(self) -> None:
         try:
-            self._state.share_revocations(revoked_lines(self._settings.revocations))
+            self.share()
             damaged = self._state.index_audit(self._settings.audit)
         except (StateError, OSError) as error:
             if not self._failing:

@@ -4,10 +4,13 @@ import asyncio
 import ctypes
 import logging
 import multiprocessing
+import resource
 import signal
 import socket
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
 
@@ -41,6 +44,8 @@ class Place:
     table : Path
     seen : Path
         Directory of `Seen`.
+    revoked : Path
+        What other gateways have revoked.
     port : int
         Which the supervisor has reserved.
     """
@@ -48,6 +53,7 @@ class Place:
     row: int
     table: Path
     seen: Path
+    revoked: Path
     port: int
 
 
@@ -80,6 +86,7 @@ def run(settings: Settings, place: Place, ready: Pipe) -> None:
     """
     log_as_json()
     _keep_memory()
+    _allow_files()
     try:
         asyncio.run(_serve(settings, place, ready))
     except LclsError as error:
@@ -96,25 +103,31 @@ async def _serve(settings: Settings, place: Place, ready: Pipe) -> None:
     if parent is not None:
         loop.add_reader(parent.sentinel, stopped.set)  # nobody is left to restart, to index or to stop this one
 
-    pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="read")
+    # chunks are read by threads of their own: none waits until somebody's list of a thousand new runs is made
+    pools = {name: ThreadPoolExecutor(settings.threads, thread_name_prefix=name) for name in ("read", "look")}
     runs, state = Runs(settings.root, Seen(place.seen)), State(settings.state)
-    authority = Authority(settings)
+    authority = Authority(settings, place.revoked)
     usage = Usage(place.table, place.row, settings.processes, settings.limits)
     audit, metrics = AuditLog(settings.audit), Metrics()
-    service = Service(runs, authority.authoriser, audit, usage, state, pool)
+    service = Service(runs, authority.authoriser, audit, usage, state, pools["read"], pools["look"])
     connections = Connections(service, authority.context(), usage, metrics, settings.timeouts, authority.revoked)
     connections.add_sockets([listening_socket(settings.host, place.port)])
     loop.add_signal_handler(signal.SIGHUP, runs.forget)
-    sweeping = loop.create_task(_sweep(connections, authority, audit, state, pool))
+    tasks = [
+        loop.create_task(_every(SWEEP, task))
+        for task in (partial(_sweep, connections), partial(_look, connections, authority, audit))
+    ]
     ready.send("")
     await stopped.wait()
     if parent is not None:
         loop.remove_reader(parent.sentinel)
     await connections.drain()
-    sweeping.cancel()
+    for task in tasks:
+        task.cancel()
     audit.close()
     state.close()
-    pool.shutdown(wait=False, cancel_futures=True)
+    for pool in pools.values():
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _keep_memory() -> None:
@@ -135,22 +148,38 @@ def _give_back_memory() -> None:
         trim(0)
 
 
-async def _sweep(
-    connections: Connections, authority: Authority, audit: AuditLog, state: State, pool: ThreadPoolExecutor
-) -> None:
-    """Every two seconds: what was revoked, new certificates, expired connections, counted refusals."""
-    loop = asyncio.get_running_loop()
+def _allow_files() -> None:
+    """Let this process have as many files and connections as the system allows: one user's could else be all."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+async def _every(seconds: float, do: Callable[[], Awaitable[None]]) -> None:
+    """Do something again and again, whatever comes of it."""
+    told = ""
     while True:
-        await asyncio.sleep(SWEEP)
-        connections.sweep()  # first, and whatever else fails
+        await asyncio.sleep(seconds)
         try:
-            audit.flush()
-            if connections.quiet():
-                await loop.run_in_executor(pool, _give_back_memory)
-            if await loop.run_in_executor(pool, authority.changed):
-                connections.use(authority.context())
-            await loop.run_in_executor(pool, authority.refresh, state)
+            await do()
+            told = ""
         except (LclsError, OSError) as error:
-            _log.warning("the sweep found a fault", extra={"fields": {"error": str(error)}})
+            if told != str(error):
+                _log.warning("the sweep found a fault", extra={"fields": {"error": str(error)}})
+            told = str(error)
         except Exception:
             _log.exception("the sweep failed")
+
+
+async def _sweep(connections: Connections) -> None:
+    """Connections that have expired or take too long; nothing here waits for a disk but what is revoked."""
+    connections.sweep()
+    if connections.quiet():
+        await asyncio.get_running_loop().run_in_executor(None, _give_back_memory)
+
+
+async def _look(connections: Connections, authority: Authority, audit: AuditLog) -> None:
+    """New certificates and keys, and counted refusals."""
+    loop = asyncio.get_running_loop()
+    if (context := await loop.run_in_executor(None, authority.renewed)) is not None:
+        connections.use(context)
+    await loop.run_in_executor(None, audit.flush)

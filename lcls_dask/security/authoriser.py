@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from biscuit_auth import AuthorizationError, AuthorizerBuilder, Biscuit
 
+from ..errors import PolicyError
 from .access import METADATA, Access, Decision, Operation, Reason
 from .capability import FIRST_RUN, LAST_RUN, AttenuationError, Capability, read
 from .issuer_keys import IssuerKeys, TokenError, contained
@@ -130,6 +131,11 @@ class Authoriser:
         -------
         frozenset of str
             Empty without a good token; `authenticate` tells that apart from a user without experiments.
+
+        Raises
+        ------
+        PolicyError
+            The policy cannot be asked.
         """
         _, _, capability = self._identify(peer, token)
         if capability is None:
@@ -138,11 +144,16 @@ class Authoriser:
             hers = self._policy.experiments(peer.user)
         except Exception as error:
             self._policy_failed(error, self._clock())
-            return frozenset()
+            raise PolicyError("the policy cannot be asked at the moment: try again") from error
         named = {right.experiment for right in capability.rights if Operation.LIST in right.operations}
         return frozenset(
             name for name in hers & named if self.decide(peer, token, Access(Operation.LIST, name)).allowed
         )
+
+    def use(self, keys: IssuerKeys) -> None:
+        """Verify tokens by other keys from now on; what was decided by the former ones is forgotten."""
+        with self._lock:
+            self._keys, self._kept, self._version = keys, {}, None
 
     def _look(self, now: float) -> None:
         version = (self._policy.version, self._revocations.version)

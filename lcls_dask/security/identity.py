@@ -64,7 +64,7 @@ class Identity:
         return peer_of_certificate(self.certificate)
 
     def issuer_keys(self) -> IssuerKeys:
-        """Public keys that this identity verifies tokens with."""
+        """Public keys that this identity verifies tokens with; there may be none."""
         return IssuerKeys.load(self.directory / "known_issuers")
 
 

@@ -31,17 +31,21 @@ class IssuerKeys:
     Raises
     ------
     IdentityError
-        There is none, or one is no Ed25519 public key.
+        One is no Ed25519 public key.
     """
 
     def __init__(self, pems: Iterable[bytes]) -> None:
         self._keys = {key_identifier(key): key for key in map(_public_key, pems)}
-        if not self._keys:
-            raise IdentityError("no issuer's public key is known: take biscuit.pub from the issuer's directory")
 
     @classmethod
     def load(cls, *paths: str | Path) -> "IssuerKeys":
-        """Read the keys from files; of a directory, those that end in ``.pub``."""
+        """Read the keys from files; of a directory, those that end in ``.pub``.
+
+        Raises
+        ------
+        IdentityError
+            Others can write one, or it is none. That there are none at all is for the caller to judge.
+        """
         files = []
         for path in map(Path, paths):
             if path.is_dir():
@@ -50,6 +54,9 @@ class IssuerKeys:
             else:
                 files.append(path)
         return cls(read_public(file) for file in files)
+
+    def __len__(self) -> int:
+        return len(self._keys)
 
     def verify(self, token: str) -> Biscuit:
         """Parse a token and check all its signatures.
