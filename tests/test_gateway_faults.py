@@ -600,6 +600,7 @@ def test_a_user_within_her_limit_does_not_take_all_descriptors(
     finally:
         for connection in held:
             connection.close()
+    assert "Too many open files" not in gateway.log.read_text()
 
 
 def test_health_and_deadlines_need_no_disk(facility: Facility, alice: Path) -> None:

@@ -1,10 +1,12 @@
 """Every attack on real sockets: what comes of it, and what the audit says."""
 
+import ctypes
 import json
 import os
 import shutil
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -15,7 +17,7 @@ import numpy as np
 import pytest
 from biscuit_auth import Biscuit, BlockBuilder
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from gateway_rig import Facility, Gateway, exchange, until
+from gateway_rig import Facility, Gateway, exchange, until, write_store
 
 import lcls_dask
 from lcls_dask.security import Operation, Role, attenuate, create_identity, load_identity, revoke
@@ -421,6 +423,51 @@ def test_a_link_into_another_experiment(facility: Facility, gateway: Gateway, al
     finally:
         trap.unlink() if whole else shutil.rmtree(trap)
         shutil.rmtree(theirs)
+
+
+@pytest.mark.parametrize("kind", ["xtc2", "zarr", "hdf5"])
+def test_a_link_that_comes_and_goes(facility: Facility, gateway: Gateway, alice: Path, kind: str) -> None:
+    """A run of hers and a link to another's change places, again and again, between any look and the next opening."""
+    trap, theirs = facility.root / HERS, facility.root / OTHERS
+    name, number = {"xtc2": ("r0071", 71), "zarr": ("r0072.zarr", 72), "hdf5": ("run0073.h5", 73)}[kind]
+    for experiment, base in ((HERS, trap), (OTHERS, theirs)):
+        if kind == "xtc2":
+            lcls_dask.simulate(base / name, "scan", events=10, experiment=experiment, run=number)
+        elif kind == "zarr":
+            write_store(base / name, experiment, number, {"timestamp": (4, (4,))})
+        else:
+            with h5py.File(base / name, "w") as file:
+                file["timestamp"] = np.arange(10, dtype="u8")
+                file["gmd/energy"] = np.full(10, float(experiment == OTHERS))
+    (trap / "other").symlink_to(theirs / name)
+    exchange_names, stop = ctypes.CDLL(None, use_errno=True).renameat2, threading.Event()
+
+    def flip() -> None:
+        while not stop.is_set():
+            assert exchange_names(-100, bytes(trap / name), -100, bytes(trap / "other"), 2) == 0  # RENAME_EXCHANGE
+            time.sleep(0.0005)
+
+    flipping, opened = threading.Thread(target=flip), 0
+    flipping.start()
+    try:
+        with gateway.client(alice, facility.token(alice, HERS)) as client:
+            begun = time.monotonic()
+            while time.monotonic() - begun < 60 and opened < 300:  # it took a few before
+                reply = client.get(f"/v1/runs/{HERS}/r{number:04d}")
+                if reply.status != 200:
+                    continue
+                opened += 1
+                if kind == "hdf5":
+                    (energy,) = [v["name"] for v in reply.json["root"]["variables"] if "energy" in v["name"]]
+                    key = f"r{number:04d}@{reply.json['snapshot']}/zarr/{energy}/c/0"
+                    values = client.get(f"/v1/runs/{HERS}/{key}")
+                    assert values.status != 200 or not np.frombuffer(values.body, "f8").any()
+                else:
+                    assert reply.json["experiment"] == HERS
+    finally:
+        stop.set()
+        flipping.join()
+    assert opened
 
 
 def test_a_link_to_nothing_hides_no_other_run(facility: Facility, gateway: Gateway, alice: Path) -> None:

@@ -58,7 +58,11 @@ def format_of(path: Path) -> str:
 
 
 def open_source(
-    path: str | Path, run: int | None = None, snapshot: str | None = None, used: tuple[tuple[str, int], ...] = ()
+    path: str | Path,
+    run: int | None = None,
+    snapshot: str | None = None,
+    used: tuple[tuple[str, int], ...] = (),
+    within: str | None = None,
 ) -> RunSource:
     """Open a run's files.
 
@@ -72,6 +76,8 @@ def open_source(
         What the files must be; its first eight digits or more are enough where no other one begins so.
     used : tuple of (str, int), optional
         Bytes of each file that belong to the snapshot.
+    within : str, optional
+        Directory, without symbolic links, that the run must lie in.
 
     Returns
     -------
@@ -97,17 +103,17 @@ def open_source(
     if not path:
         raise UriError("an empty path names no run")
     if snapshot and _SHORT.fullmatch(snapshot):
-        snapshot = _whole(path, run, snapshot)
+        snapshot = _whole(path, run, snapshot, within)
     with _LOCK:  # what is pinned does not change: it need not be looked for again
         for ref, source in _OPEN.items():
             if snapshot and (ref.path, ref.snapshot) == (path, snapshot) and run in (None, ref.run):
                 return source
-    return _open(SourceRef(path, run, snapshot, used))
+    return _open(SourceRef(path, run, snapshot, used, within=within))
 
 
-def _whole(path: str, run: int | None, digits: str) -> str:
+def _whole(path: str, run: int | None, digits: str, within: str | None) -> str:
     """The one snapshot, of what is there now and of those whose indexes are kept, that begins with these digits."""
-    now = _open(SourceRef(path, run)).index.snapshot
+    now = _open(SourceRef(path, run, within=within)).index.snapshot
     known = {now, *kept_snapshots(Path(path), run, digits)}
     match sorted(snapshot for snapshot in known if snapshot.startswith(digits)):
         case [snapshot]:

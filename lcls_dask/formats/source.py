@@ -29,6 +29,8 @@ class SourceRef:
         can be opened as it was.
     gateway : str or None
         Address of the gateway that `path`, then an ``lcls://`` URI, is read from.
+    within : str or None
+        Directory that the run must lie in, whatever links there are on the way: a service reads for others.
     """
 
     path: str
@@ -36,6 +38,7 @@ class SourceRef:
     snapshot: str | None = None
     used: tuple[tuple[str, int], ...] = ()
     gateway: str | None = None
+    within: str | None = None
 
 
 class RunSource(Protocol):

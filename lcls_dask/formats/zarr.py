@@ -6,10 +6,7 @@ and not zeros.
 """
 
 import json
-import os
-import stat
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +22,7 @@ from ..errors import (
 )
 from ..model import Detector, Finding, Node, RunIndex, Variable
 from .codecs import decode
+from .confine import open_inside, real_home
 from .source import Rows, SourceRef
 
 #: Attribute of the root group in which export describes the run.
@@ -81,8 +79,7 @@ class ZarrSource:
     """
 
     def __init__(self, ref: SourceRef) -> None:
-        self._root = Path(os.path.realpath(ref.path))
-        self._inside = f"{self._root}/"
+        self._root = real_home(ref.path, ref.within)
         if not (self._root / METADATA).is_file():
             raise RunNotFoundError(f"{ref.path}: there is no zarr store; export writes one")
         about = self._json("").get("attributes", {}).get(EXPORT)
@@ -150,13 +147,7 @@ class ZarrSource:
         name = f"{self._root}/{key.lstrip('/')}"
         if ".." in key.split("/"):
             raise ConfinementError(f"{self._root}: {key} leads out of the store")
-        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        with open(fd, "rb", buffering=0) as file:
-            # what was opened, not what the name leads to by now
-            if not os.readlink(f"/proc/self/fd/{fd}").startswith(self._inside):
-                raise ConfinementError(f"{self._root}: {key} leads out of the store; copy what it names into it")
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise FormatError(f"{name}: is no regular file; export the run again")
+        with open(open_inside(name, self._root), "rb", buffering=0) as file:
             return file.readall()
 
     def _json(self, key: str) -> dict[str, Any]:

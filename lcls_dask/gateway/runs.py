@@ -247,7 +247,7 @@ class Runs:
         if snapshot is None or now.snapshot.startswith(snapshot):
             return now
         # one that the run has outgrown; there is none by this name if its files were written to since
-        older = self._opened(open_source(self._path(experiment, run), run, snapshot))
+        older = self._opened(self._source(experiment, run, snapshot))
         if not older.snapshot.startswith(snapshot):
             raise SnapshotError(f"{experiment}/r{run:04d}: was written to; ask for the run again, without a snapshot")
         return self._keep(experiment, run, older)
@@ -257,20 +257,20 @@ class Runs:
             since, current = self._current.get((experiment, run), (-math.inf, None))
             if current is not None and time.monotonic() - since < FRESH:
                 return current
-        found = self._keep(experiment, run, self._opened(open_source(self._path(experiment, run), run)))
+        found = self._keep(experiment, run, self._opened(self._source(experiment, run)))
         with self._lock:
             self._current[experiment, run] = time.monotonic(), found
             while len(self._current) > MOST_RUNS:
                 self._current.pop(next(iter(self._current)))
         return found
 
-    def _path(self, experiment: str, run: int) -> Path:
+    def _source(self, experiment: str, run: int, snapshot: str | None = None) -> RunSource:
         home = self.experiment(experiment)
         path = find_runs(home).get(run)
         if path is None:
             raise RunNotFoundError(f"{experiment}: no run {run}")
         # members may make links in their experiment, and the gateway may read all experiments
-        return _confined(path, home)
+        return open_source(_confined(path, home), run, snapshot, within=str(home))
 
     def _opened(self, source: RunSource) -> OpenRun:
         """A source under the name by which its snapshot goes: its own, as long as its files are as they were."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from ...errors import FormatError, RunNotFoundError, SeveralRunsError, SnapshotError
 from ...model import RunIndex
+from ..confine import real_home
 from ..identity import snapshot_of
 from ..source import SourceRef
 from . import cxi, exported, lclstreamer, smalldata
@@ -63,7 +64,7 @@ def open_hdf5(ref: SourceRef) -> Hdf5Source:
     given = Path(os.path.abspath(ref.path))
     if not given.exists():
         raise RunNotFoundError(f"{given}: there is no such file or directory; see what is there with lcls-dask ls")
-    directory = given if given.is_dir() else given.parent
+    directory = real_home(given if given.is_dir() else given.parent, ref.within)
     paths = _files(given, ref.run)
     confined = [confine(path, directory) for path in paths]
     snapshot, used = _snapshot(confined, given)

@@ -44,6 +44,7 @@ def inside(target: Path, directory: Path, what: str) -> Path:
     Parameters
     ----------
     target, directory : Path
+        The latter without symbolic links.
     what : str
         Begins the error's message.
 
@@ -63,7 +64,7 @@ def inside(target: Path, directory: Path, what: str) -> Path:
     'b.h5'
     """
     resolved = Path(os.path.realpath(target))
-    if not resolved.is_relative_to(os.path.realpath(directory)):
+    if not resolved.is_relative_to(directory):
         raise ConfinementError(f"{what} leads out of the run's directory {directory}; copy what it names into the run")
     return resolved
 
@@ -76,7 +77,7 @@ def confine(path: Path, directory: Path) -> Confined:
     path : Path
         An HDF5 file.
     directory : Path
-        The run's own directory.
+        The run's own directory, without symbolic links.
 
     Returns
     -------

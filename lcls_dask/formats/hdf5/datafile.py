@@ -16,6 +16,7 @@ import numpy as np
 
 from ...errors import FormatError
 from ..codecs import Codec, encode
+from ..confine import open_inside
 from ..source import Rows
 from .columns import Array, Index
 from .filters import Filter, require, zarr_codecs
@@ -63,7 +64,7 @@ class DataFile:
         """Fill a buffer with the bytes at an offset of the file."""
         with self._lock:
             if self._descriptor < 0:
-                self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+                self._descriptor = open_inside(self.path, self.path.parent)
             descriptor = self._descriptor
         while len(out):
             count = os.preadv(descriptor, [out], offset)

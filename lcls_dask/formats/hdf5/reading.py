@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import FormatError, LclsError, RunNotFoundError
+from ..confine import check_opened
 
 
 def open_file(path: Path) -> Any:
@@ -14,6 +15,7 @@ def open_file(path: Path) -> Any:
     Parameters
     ----------
     path : Path
+        Without symbolic links.
 
     Returns
     -------
@@ -23,17 +25,25 @@ def open_file(path: Path) -> Any:
     ------
     OSError
         It cannot be opened.
+    ConfinementError
+        What was opened lies elsewhere.
     """
     import h5py
 
     try:
         # HDF5 lets a process open a file twice only if both agree on locking, and h5py's users leave the default
-        return h5py.File(path, "r")
+        file = h5py.File(path, "r")
     except OSError as error:
         # no locks on this file system, a writer that has gone or streams (SWMR), or an open without a lock
         if "lock" not in str(error):
             raise
-        return h5py.File(path, "r", locking=False)
+        file = h5py.File(path, "r", locking=False)
+    try:
+        check_opened(file.id.get_vfd_handle(), path, path.parent)
+    except BaseException:
+        file.close()
+        raise
+    return file
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import AccessError, ConfinementError, FormatError, RunNotFoundError, SeveralRunsError
+from ..confine import open_inside
 
 IN_PROGRESS = ".inprogress"
 NAME = re.compile(r"(?P<experiment>\w+)-r(?P<run>\d+)-s(?P<stream>\d+)-c(?P<chunk>\d+)\.xtc2")
@@ -42,7 +43,7 @@ def is_xtc2(path: Path) -> bool:
 
 
 def find(directory: Path, name: str) -> Path:
-    """The file of a run, finished or in progress.
+    """The file of a run, finished or in progress; the directory is without symbolic links.
 
     Raises
     ------
@@ -55,9 +56,8 @@ def find(directory: Path, name: str) -> Path:
     """
     for candidate in (directory / name, directory / (name + IN_PROGRESS)):
         if candidate.exists():
-            base = directory.resolve()
-            if not candidate.resolve().is_relative_to(base):
-                raise ConfinementError(f"{candidate}: a link leads out of the run's directory {base}")
+            if not candidate.resolve().is_relative_to(directory):
+                raise ConfinementError(f"{candidate}: a link leads out of the run's directory {directory}")
             if not candidate.is_file():
                 raise FormatError(f"{candidate}: is no regular file")
             return candidate
@@ -73,10 +73,12 @@ def open_file(directory: Path, name: str) -> int:
         It is not there.
     AccessError
         It may not be read.
+    ConfinementError, FormatError
+        As `find`, of what was opened.
     """
     path = find(directory, name)
     try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return open_inside(path, directory)
     except PermissionError as error:
         raise AccessError(f"{path}: may not be read: {error.strerror}") from error
 

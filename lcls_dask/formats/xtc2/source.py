@@ -11,6 +11,7 @@ from typing import Any
 from ... import config
 from ...errors import SelectionError, SnapshotError
 from ...model import Detector, Finding, Node, RunIndex
+from ..confine import real_home
 from ..source import Rows, SourceRef
 from .detectors import Part, parts_of
 from .events import Array, Events
@@ -60,7 +61,7 @@ class Xtc2Source:
 
     def __init__(self, ref: SourceRef) -> None:
         path = Path(ref.path)
-        home, streams = streams_of(path.resolve(), ref.run)
+        home, streams = streams_of(real_home(path, ref.within), ref.run)
         used = dict(ref.used) or (used_by(ref.snapshot) if ref.snapshot else {})
         self._tables = open_tables(home, streams, ref.run, used)
         if ref.snapshot not in (None, self._tables.snapshot):

@@ -195,7 +195,7 @@ def published(target: Path) -> Iterator[Path]:
 
 def _name(home: Path, key: str, run: int, stats: Mapping[str, Sequence[int]]) -> str:
     """Directory of an index: two copies of a run, or a file that was written over, have indexes of their own."""
-    text = json.dumps([str(home.resolve()), sorted((name, *numbers) for name, numbers in stats.items())])
+    text = json.dumps([str(home), sorted((name, *numbers) for name, numbers in stats.items())])
     return f"{key}-r{run:04d}-{blake2b(text.encode(), digest_size=6).hexdigest()}"
 
 
@@ -203,7 +203,7 @@ def _cached(base: Path, key: str, run: int | None, home: Path) -> RunTables | No
     for path in sorted(base.glob(f"{key}-r{'*' if run is None else f'{run:04d}'}-*")):
         try:
             meta = json.loads((path / "index.json").read_text())
-            if meta["version"] != VERSION or meta["home"] != str(home.resolve()) or not _unchanged(home, meta["stat"]):
+            if meta["version"] != VERSION or meta["home"] != str(home) or not _unchanged(home, meta["stat"]):
                 continue
             if run is None:
                 _choose(meta["runs"], None, home)
@@ -289,7 +289,7 @@ def _build(
                 "run": number,
                 "runs": _runs(scans) or [number],
                 "used": [(name, sizes[name]) for name in paths],
-                "home": str(home.resolve()),
+                "home": str(home),
                 "stat": stats,
                 "streams": [
                     _describe(making, scan, section, len(stamps))
