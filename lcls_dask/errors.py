@@ -18,6 +18,7 @@
     ├── SimulationError       ValueError         what was asked for cannot be simulated
     ├── GatewayError          RuntimeError       a gateway cannot start
     ├── UnreachableError      ConnectionError    a gateway does not answer
+    ├── StorageError          OSError            the disk that the runs lie on is away
     ├── StateError            ConnectionError    the gateway's state database cannot be used
     └── UnsupportedError      NotImplementedError  a feature that a package missing here would give
 
@@ -92,6 +93,10 @@ class GatewayError(LclsError, RuntimeError):
 
 class UnreachableError(LclsError, ConnectionError):
     """A gateway does not answer."""
+
+
+class StorageError(LclsError, OSError):
+    """The disk that the runs lie on is away."""
 
 
 class StateError(LclsError, ConnectionError):

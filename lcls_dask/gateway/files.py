@@ -1,17 +1,67 @@
 """Which files a run is made of, and whether they are still the ones that were opened."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
+from typing import TypeVar
 
-from ..errors import SnapshotError
+from ..errors import LclsError, SnapshotError, StorageError
 from ..formats import RunSource
 from ..formats.hdf5 import SUFFIXES
 from ..formats.identity import EDGE
 from ..formats.xtc2.files import IN_PROGRESS
 
 _METADATA = "zarr.json"
+
+T = TypeVar("T")
+
+
+class Disk:
+    """Tells files that are gone from a disk that is away for a while.
+
+    A disk is away when the root is missing or empty, as a mount point without its disk is; or when the nearest
+    directory above a run that is still there lies on another device than the run did.
+
+    Parameters
+    ----------
+    root : Path
+        Directory of experiments.
+    run : Path, optional
+        Of one that is there now.
+    """
+
+    def __init__(self, root: Path, run: Path | None = None) -> None:
+        self._root, self._run = root, run
+        self._device = None if run is None else os.stat(run).st_dev
+
+    def patiently(self, read: Callable[[], T]) -> T:
+        """Read something; once more where it fails, as the disk may have come back a moment ago.
+
+        Raises
+        ------
+        StorageError
+            It fails, and the disk is away.
+        """
+        try:
+            return read()
+        except (LclsError, OSError) as error:
+            if self._away():
+                raise StorageError("the disk that the runs lie on is away; they can be read when it is back") from error
+        return read()
+
+    def _away(self) -> bool:
+        try:
+            with os.scandir(self._root) as entries:
+                if next(entries, None) is None:
+                    return True
+            if self._run is None:
+                return False
+            there = next(place for place in (self._run, *self._run.parents) if place.exists())
+            return os.stat(there).st_dev != self._device
+        except OSError:
+            return True
 
 
 @dataclass(frozen=True)
@@ -59,7 +109,8 @@ class Watch:
     """
 
     def __init__(self, source: RunSource, files: tuple[FileIdentity, ...], since_ns: int) -> None:
-        self._since_ns = since_ns
+        # the clock of the files may be ahead of this machine's
+        self._since_ns = max([since_ns, *(file.mtime_ns for file in files)])
         self._path = Path(source.ref.path)
         self._store = self._path.is_dir() and (self._path / _METADATA).exists()
         self._grows = source.index.state == "live"

@@ -14,10 +14,18 @@ from typing import Any, cast
 import google_crc32c
 import numpy as np
 
-from ..errors import AccessError, ConfinementError, LclsError, PolicyError, RunNotFoundError, SnapshotError
+from ..errors import (
+    AccessError,
+    ConfinementError,
+    LclsError,
+    PolicyError,
+    RunNotFoundError,
+    SnapshotError,
+    StorageError,
+)
 from ..formats import RunSource, find_runs, open_source
 from ..stores.keys import RunKeys
-from .files import Watch, identities, stamp_of
+from .files import Disk, Watch, identities, stamp_of
 from .seen import Seen
 
 #: Runs that a process keeps open; each holds some files.
@@ -53,14 +61,16 @@ class OpenRun:
     ----------
     source : RunSource
     watch : Watch
+    disk : Disk
+        On which its files lie.
     """
 
-    def __init__(self, source: RunSource, watch: Watch) -> None:
+    def __init__(self, source: RunSource, watch: Watch, disk: Disk) -> None:
         self.source = source
         self.keys = RunKeys(source)
         #: When its files were found to be others than those that were opened, on the monotonic clock.
         self.stale: float | None = None
-        self._watch = watch
+        self._watch, self._disk = watch, disk
         self._digests: dict[str, str] = {}
         self._tag = f"{source.index.experiment}/{source.index.run}@{source.index.snapshot}/"
 
@@ -91,25 +101,40 @@ class OpenRun:
         ------
         SnapshotError
             The files are no longer those that were opened.
+        StorageError
+            Their disk is away.
         LclsError
             They cannot be read.
         """
+        return self._disk.patiently(lambda: self._read(key, span))
+
+    def _read(self, key: str, span: slice | None) -> Piece | None:
+        try:
+            found = self._bytes(key, span)
+        except LclsError:
+            self.check()  # what another file holds is no damage of the one that was opened
+            raise
+        if found is None:
+            return None
+        data, start, total = found
+        self.check()  # after reading: what was read before the files changed is right
+        self._watch.check_chunk(key)
+        return Piece(data, start, total, self._digest(key, data, whole=data.nbytes == total))
+
+    def _bytes(self, key: str, span: slice | None) -> tuple[memoryview, int, int] | None:
+        """Bytes of a key, where they begin, and how many there are of it."""
         total = None if span is None else self._plain_size(key)
         if total is None:
             whole = self.keys.read(key)
             if whole is None:
                 return None
             start, stop, _ = (span or slice(None)).indices(whole.nbytes)
-            data, total = whole[start : max(start, stop)], whole.nbytes
-        else:
-            assert span is not None
-            start, stop, _ = span.indices(total)
-            read = self.keys.read(key, slice(start, max(start, stop)))
-            assert read is not None  # it has a size
-            data = read
-        self.check()  # after reading: what was read before the files changed is right
-        self._watch.check_chunk(key)
-        return Piece(data, start, total, self._digest(key, data, whole=data.nbytes == total))
+            return whole[start : max(start, stop)], start, whole.nbytes
+        assert span is not None
+        start, stop, _ = span.indices(total)
+        data = self.keys.read(key, slice(start, max(start, stop)))
+        assert data is not None  # it has a size
+        return data, start, total
 
     def check(self) -> None:
         """Look whether the files are still those that were opened.
@@ -123,6 +148,7 @@ class OpenRun:
         except SnapshotError:
             self.stale = time.monotonic()
             raise
+        self.stale = None  # a disk that was away brings back the same files
 
     def size(self, key: str) -> int | None:
         """Bytes of a key, None where there is no such key."""
@@ -178,6 +204,7 @@ class Runs:
 
     def __init__(self, root: Path, seen: Seen) -> None:
         self._root, self._seen = root.resolve(strict=True), seen
+        self._disk = Disk(self._root)
         self._lock = threading.Lock()
         self._pinned: OrderedDict[tuple[str, int, str], OpenRun] = OrderedDict()
         self._current: dict[tuple[str, int], tuple[float, OpenRun]] = {}
@@ -194,9 +221,14 @@ class Runs:
         ------
         RunNotFoundError
             There is none.
+        StorageError
+            The disk is away.
         ConfinementError
             A link leads out of the root.
         """
+        return self._disk.patiently(lambda: self._experiment(name))
+
+    def _experiment(self, name: str) -> Path:
         for candidate in (self._root / name, self._root / name[:3] / name):
             if candidate.is_dir():
                 return _confined(candidate, self._root)
@@ -247,7 +279,7 @@ class Runs:
         if snapshot is None or now.snapshot.startswith(snapshot):
             return now
         # one that the run has outgrown; there is none by this name if its files were written to since
-        older = self._opened(self._source(experiment, run, snapshot))
+        older = self._disk.patiently(lambda: self._opened(experiment, run, snapshot))
         if not older.snapshot.startswith(snapshot):
             raise SnapshotError(f"{experiment}/r{run:04d}: was written to; ask for the run again, without a snapshot")
         return self._keep(experiment, run, older)
@@ -257,32 +289,34 @@ class Runs:
             since, current = self._current.get((experiment, run), (-math.inf, None))
             if current is not None and time.monotonic() - since < FRESH:
                 return current
-        found = self._keep(experiment, run, self._opened(self._source(experiment, run)))
+        found = self._keep(experiment, run, self._disk.patiently(lambda: self._opened(experiment, run)))
         with self._lock:
             self._current[experiment, run] = time.monotonic(), found
             while len(self._current) > MOST_RUNS:
                 self._current.pop(next(iter(self._current)))
         return found
 
-    def _source(self, experiment: str, run: int, snapshot: str | None = None) -> RunSource:
-        home = self.experiment(experiment)
+    def _source(self, experiment: str, run: int, snapshot: str | None) -> RunSource:
+        home = self._experiment(experiment)
         path = find_runs(home).get(run)
         if path is None:
             raise RunNotFoundError(f"{experiment}: no run {run}")
         # members may make links in their experiment, and the gateway may read all experiments
         return open_source(_confined(path, home), run, snapshot, within=str(home))
 
-    def _opened(self, source: RunSource) -> OpenRun:
-        """A source under the name by which its snapshot goes: its own, as long as its files are as they were."""
+    def _opened(self, experiment: str, run: int, snapshot: str | None = None) -> OpenRun:
+        """A run under the name by which its snapshot goes: its own, as long as its files are as they were."""
+        source = self._source(experiment, run, snapshot)
+        disk = Disk(self._root, Path(source.ref.path))
         files = identities(source)
         if not (stamp := stamp_of(source, files)):
-            return OpenRun(source, Watch(source, files, time.time_ns()))
+            return OpenRun(source, Watch(source, files, time.time_ns()), disk)
         where = f"{source.ref.path}:{source.ref.run}@"
         first = self._seen.first(where + source.index.snapshot, stamp)
         if first.stamp != stamp:
             name = blake2b(f"{source.index.snapshot} {stamp}".encode(), digest_size=16).hexdigest()
             first, source = self._seen.first(where + name, stamp), cast(RunSource, _Renamed(source, name))
-        return OpenRun(source, Watch(source, files, first.since_ns))
+        return OpenRun(source, Watch(source, files, first.since_ns), disk)
 
     def _keep(self, experiment: str, run: int, opened: OpenRun) -> OpenRun:
         key = (experiment, run, opened.snapshot)
@@ -333,6 +367,8 @@ def status_of(error: Exception) -> tuple[int, str]:
             return 410, "snapshot gone"
         case PolicyError():
             return 503, "policy unavailable"
+        case StorageError():
+            return 503, "disk away"
         case AccessError():
             return 503, "not readable by the gateway"
         case LclsError():

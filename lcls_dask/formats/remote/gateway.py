@@ -53,8 +53,8 @@ class _Patience:
     def progress(self) -> None:
         self.begun, self.wait = 0.0, _FIRST_WAIT
 
-    def pause(self, why: str, told: float | None = None) -> None:
-        """Wait before the next attempt.
+    def pause(self, why: str, told: float | None = None, *, answered: bool = False) -> None:
+        """Wait before the next attempt; `answered` where `why` is the gateway's own word.
 
         Raises
         ------
@@ -64,6 +64,10 @@ class _Patience:
         now = time.monotonic()
         self.begun = self.begun or now
         waited, limit = now - self.begun, config.patience()
+        if waited > limit and answered:
+            raise UnreachableError(
+                f"{self.address}: has answered for {waited:.0f} s that {why}; lcls.patience says how long to try"
+            )
         if waited > limit:
             raise UnreachableError(
                 f"{self.address}: no answer for {waited:.0f} s ({why}); is the gateway running there? "
@@ -114,11 +118,12 @@ class Gateway:
             who = self._credentials.current(refused=refused)
             connection: Connection | None = None
             told: float | None = None
+            answered = False
             try:
                 connection, used = self._connection(who, fresh)
                 for answer in connection.exchange(gets[done:], who.token, AHEAD):
                     if answer.status in _TRY_AGAIN:
-                        told, why = _seconds(answer.fields.get("retry-after")), _said(answer)
+                        told, why, answered = _seconds(answer.fields.get("retry-after")), _said(answer), True
                         break
                     if answer.status == 401 and not refused:
                         refused, told, why = True, 0.0, _said(answer)
@@ -152,7 +157,7 @@ class Gateway:
             finally:
                 if connection is not None:
                     connection.close()
-            patience.pause(why, told)
+            patience.pause(why, told, answered=answered)
 
     def document(self, target: str) -> Any:
         """A JSON document."""
