@@ -51,6 +51,14 @@ $(VENV)/.chromium: $(VENV)/.installed
 	 else echo "there is no chromium (apt-get install chromium): JupyterLab is tested only where playwright has its own" >$@; \
 	 fi
 
+# the library that gives a process of the tests a wrong clock
+$(VENV)/.faketime: $(VENV)/.installed
+	@$(call APT,faketime,faketime libfaketime)
+	@if ls /usr/lib/*/faketime/libfaketimeMT.so.1 >/dev/null 2>&1 || command -v faketime >/dev/null; \
+	 then : >$@; \
+	 else echo "there is no libfaketime (apt-get install faketime): wrong clocks are NOT tested" >$@; \
+	 fi
+
 # the database that gateways may share, of which the tests start one of their own
 $(VENV)/.postgresql: $(VENV)/.installed
 	@$(call APT,pg_ctlcluster,postgresql)
@@ -81,7 +89,7 @@ lint: $(VENV)/.installed
 	$(BIN)/mypy
 	$(BIN)/numpydoc lint $(PUBLIC)
 
-test: $(VENV)/.psana $(VENV)/.chromium $(VENV)/.postgresql lint
+test: $(VENV)/.psana $(VENV)/.chromium $(VENV)/.postgresql $(VENV)/.faketime lint
 	@$(ABSENT)
 	$(BIN)/python -m pytest -n 2 -m "not long"
 

@@ -3,10 +3,12 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,10 @@ from gateway_rig import Facility, Gateway
 import lcls_dask
 from lcls_dask.formats import open_source
 from lcls_dask.formats.remote.clocks import of_refusal
+from lcls_dask.security import Role, create_identity
+from lcls_dask.security.certificates import load_certificate
+from lcls_dask.security.identity import accept, trust_authority
+from lcls_dask.security.issuer import create_issuer, open_issuer
 
 EXPERIMENT = "tmox42619"
 HOUR = 3600.0
@@ -78,11 +84,12 @@ def enter(facility: Facility, name: str, **more: object) -> Path:
     return identity
 
 
-def read(gateway: Gateway, identity: Path, hours: float = 0) -> dict[str, str]:
+def read(gateway: Gateway, identity: Path, hours: float = 0, issuer: str | None = None) -> dict[str, str]:
     settings = {
         "LCLS_GATEWAY": f"https://localhost:{gateway.port}",
         "LCLS_IDENTITY": str(identity),
         "DASK_LCLS__PATIENCE": "5",
+        **({"LCLS_ISSUER": issuer} if issuer else {}),
     }
     done = subprocess.run(
         [sys.executable, "-c", _CLIENT, f"lcls://{EXPERIMENT}/r0001"],
@@ -143,8 +150,6 @@ def test_the_clients_clock_is_behind(facility: Facility, serve: Callable[[float]
 def test_a_worker_whose_clock_is_ahead_of_its_certificate(
     facility: Facility, serve: Callable[[float], Gateway]
 ) -> None:
-    from datetime import timedelta
-
     told = read(serve(0), enter(facility, "brief", lifetime=timedelta(minutes=50)), +1)
     assert told["error"] == "IdentityError"
     assert re.search(f"was good until {CLOCK}, and this machine's clock says {CLOCK}", told["says"])
@@ -155,3 +160,69 @@ def test_times_are_named_only_where_they_matter() -> None:
     assert "good until" not in of_refusal("expired", None, "garbage")
     assert of_refusal("expired", "no date", None).startswith(" (this machine's says ")
     assert "wrong" in of_refusal("bad signature", "Sun, 06 Nov 1994 08:49:37 GMT", None)
+
+
+@pytest.fixture
+def issuing(facility: Facility) -> Iterator[Callable[[float], str]]:
+    """Starts an issuer whose clock is so many hours off, and gives its address."""
+    hosts = ("localhost", "127.0.0.1")
+    made = create_issuer(facility.base / "issuer", hosts=hosts, clock=an_hour_ago)
+    trust_authority(facility.gateway, made.authority)
+    shutil.copy(made.directory / "biscuit.pub", facility.gateway / "known_issuers" / "service.pub")
+    started: list[subprocess.Popen[str]] = []
+
+    def start(hours: float) -> str:
+        command = ["issue", "serve", made.directory, "--policy", facility.policy, "--port", "0"]
+        command += ["--revocations", facility.revocations]
+        program = "import sys; from lcls_dask.cli import main; sys.exit(main())"
+        process = subprocess.Popen(
+            [sys.executable, "-c", program, *map(str, command)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **off(hours)},
+        )
+        started.append(process)
+        assert process.stdout is not None
+        return process.stdout.readline().strip().replace("127.0.0.1", "localhost")
+
+    yield start
+    for process in started:
+        process.terminate()
+        process.wait(30)
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def sign_in(facility: Facility) -> Path:
+    """An identity that the issuer has signed, without a token."""
+    directory = facility.base / "alice"
+    create_identity(directory, Role.USER, "alice")
+    issuer = open_issuer(facility.base / "issuer", clock=an_hour_ago)
+    accept(directory, json.dumps(issuer.sign((directory / "id.crt").read_bytes(), Role.USER, "alice")), trust=True)
+    trust_authority(directory, load_certificate((facility.base / "site" / "CA.crt").read_bytes()))
+    return directory
+
+
+def tokens_given(facility: Facility) -> int:
+    return (facility.base / "issuer" / "issued.jsonl").read_text().count('"kind": "token"')
+
+
+@pytest.mark.parametrize("hours", [0, 1])
+def test_tokens_from_an_issuer(
+    facility: Facility, serve: Callable[[float], Gateway], issuing: Callable[[float], str], hours: float
+) -> None:
+    """Whatever the client's clock says: one token for all requests."""
+    gateway, address = serve(0), issuing(0)
+    assert read(gateway, sign_in(facility), hours, issuer=address) == right(facility)
+    assert tokens_given(facility) == 1
+
+
+def test_the_issuers_clock_is_behind(
+    facility: Facility, serve: Callable[[float], Gateway], issuing: Callable[[float], str]
+) -> None:
+    """Its tokens have expired when they come; a few are tried, not one after the other for ever."""
+    gateway, address = serve(0), issuing(-1)
+    told = read(gateway, sign_in(facility), issuer=address)
+    assert told["error"] == "AccessError"
+    assert re.search(rf"expired.* \(the token is good until {CLOCK}, the gateway's clock says {CLOCK}", told["says"])
+    assert tokens_given(facility) <= 3
