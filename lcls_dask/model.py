@@ -1,5 +1,6 @@
 """What a run is, apart from its bytes: variables, nodes, and the immutable index over them."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -101,12 +102,12 @@ class Variable:
     @property
     def item_bytes(self) -> int:
         """Bytes of one item along the first dimension."""
-        return int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
+        return math.prod(self.shape[1:]) * self.dtype.itemsize
 
     @property
     def nbytes(self) -> int:
         """Bytes of the whole array."""
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
     @property
     def storage_chunk(self) -> int:

@@ -108,7 +108,7 @@ def test_the_audit_is_indexed_once_whatever_was_cut(state: State, tmp_path: Path
     log = AuditLog(tmp_path)
     user = f"alice-{tmp_path.name}"
     log.write(
-        Entry(user=user, experiment="exp1", run=14, key="µ/c/0", bytes=1 << 40, allowed=True, reason="ok", token="ab")
+        [Entry(user=user, experiment="exp1", run=14, key="µ/c/0", bytes=1 << 40, allowed=True, reason="ok", token="ab")]
     )
     assert state.index_audit(tmp_path) == 0
     assert state.index_audit(tmp_path) == 0
@@ -117,7 +117,7 @@ def test_the_audit_is_indexed_once_whatever_was_cut(state: State, tmp_path: Path
     assert state.index_audit(tmp_path) == 0
     with log.path.open("ab") as file:
         file.write(b"\n")
-    log.write(Entry(user=user, reason="no token"))
+    log.write([Entry(user=user, reason="no token")])
     assert state.index_audit(tmp_path) == 1
     first, second = state.audit(user=user)
     assert (first["run"], first["key"], first["bytes"], first["decision"], first["token"]) == (
@@ -135,12 +135,12 @@ def test_while_postgresql_is_away_errors_say_so_and_nothing_is_lost(postgres: Po
     state.migrate()
     log = AuditLog(tmp_path)
     user = f"bob-{tmp_path.name}"
-    log.write(Entry(user=user, allowed=True))
+    log.write([Entry(user=user, allowed=True)])
     postgres.stop()
     try:
         with pytest.raises(StateError, match=r"^postgresql\+psycopg://[^\n]*; see whether the database runs$"):
             state.index_audit(tmp_path)
-        log.write(Entry(user=user, allowed=True))
+        log.write([Entry(user=user, allowed=True)])
     finally:
         postgres.start()
     state.index_audit(tmp_path)
@@ -173,8 +173,8 @@ def test_a_password_is_never_shown(tmp_path: Path) -> None:
 def test_equal_refusals_are_counted(tmp_path: Path) -> None:
     log = AuditLog(tmp_path)
     for number in range(1000):
-        log.write(Entry(user="mallory", reason="no token"))
-        log.write(Entry(user="mallory", reason="no token", run=number % 2))
+        log.write([Entry(user="mallory", reason="no token")])
+        log.write([Entry(user="mallory", reason="no token", run=number % 2)])
     assert len(log.path.read_text().splitlines()) == 3
     log.close()
     records = [json.loads(line) for line in log.path.read_text().splitlines()]
@@ -185,7 +185,7 @@ def test_equal_refusals_are_counted(tmp_path: Path) -> None:
 def test_what_is_allowed_is_written_each_time(tmp_path: Path) -> None:
     log = AuditLog(tmp_path)
     for _ in range(3):
-        log.write(Entry(user="alice", allowed=True))
+        log.write([Entry(user="alice", allowed=True)])
     assert len(log.path.read_text().splitlines()) == 3
 
 
@@ -195,7 +195,7 @@ def test_an_audit_that_cannot_be_written_is_an_error() -> None:
     os.dup2(full, log._file)
     os.close(full)
     with pytest.raises(OSError, match="No space left"):
-        log.write(Entry(user="alice", allowed=True))
+        log.write([Entry(user="alice", allowed=True)])
 
 
 def test_limits_count_over_processes(tmp_path: Path) -> None:

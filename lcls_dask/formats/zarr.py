@@ -6,7 +6,9 @@ and not zeros.
 """
 
 import json
+import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,8 @@ from ..errors import (
     UnsupportedError,
 )
 from ..model import Detector, Finding, Node, RunIndex, Variable
-from .codecs import decode
+from . import memory
+from .codecs import decode, is_plain
 from .confine import open_inside, real_home
 from .source import Rows, SourceRef
 
@@ -142,13 +145,27 @@ class ZarrSource:
         coordinate = dims == (name,) or attrs.pop("coordinates", None) == name
         return Variable(name, dims, shape, dtype, chunk[0], attrs, coordinate, tuple(array["codecs"]))
 
-    def _bytes(self, key: str) -> bytes:
-        """A file of the store; links out of it are refused, also ones that somebody makes at this moment."""
+    @contextmanager
+    def _opened(self, key: str) -> Iterator[tuple[int, int]]:
+        """A file of the store, as its descriptor and size; links out are refused, also ones made at this moment."""
         name = f"{self._root}/{key.lstrip('/')}"
         if ".." in key.split("/"):
             raise ConfinementError(f"{self._root}: {key} leads out of the store")
-        with open(open_inside(name, self._root), "rb", buffering=0) as file:
-            return file.readall()
+        fd = open_inside(name, self._root)
+        try:
+            yield fd, os.fstat(fd).st_size
+        finally:
+            os.close(fd)
+
+    def _bytes(self, key: str) -> bytes:
+        with self._opened(key) as (fd, size):
+            data = os.read(fd, size)
+            if len(data) == size:
+                return data
+            pieces = [data]  # the kernel gives 2 GiB at a time; or the file was cut meanwhile
+            while piece := os.read(fd, size):
+                pieces.append(piece)
+            return b"".join(pieces)
 
     def _json(self, key: str) -> dict[str, Any]:
         path = f"{self._root}/{key.strip('/')}/{METADATA}"
@@ -195,6 +212,8 @@ class ZarrSource:
             count = rows.stop - rows.start if isinstance(rows, slice) else len(rows)
             return np.empty((count, *variable.shape[1:]), variable.dtype)
         if isinstance(rows, slice):
+            if is_plain(variable.codecs):
+                return self._plain(path, variable, rows)
             out = np.empty((rows.stop - rows.start, *variable.shape[1:]), variable.dtype)
             for number in range(rows.start // length, -(-rows.stop // length) if len(out) else 0):
                 first, last = max(rows.start, number * length), min(rows.stop, (number + 1) * length)
@@ -208,13 +227,36 @@ class ZarrSource:
             out[here] = self._chunk(path, variable, int(number))[rows[here] - number * length]
         return out
 
+    def _plain(self, path: str, variable: Variable, rows: slice) -> np.ndarray[Any, Any]:
+        """Rows of chunks that are not encoded: only their bytes are read, straight into the array."""
+        item, length = variable.item_bytes, variable.chunk
+        out = memory.empty((rows.stop - rows.start) * item)
+        for number in range(rows.start // length, -(-rows.stop // length) if out.size else 0):
+            first, last = max(rows.start, number * length), min(rows.stop, (number + 1) * length)
+            part = out.data[(first - rows.start) * item : (last - rows.start) * item]
+            try:
+                with self._opened(self._key(path, variable, number)) as (fd, size):
+                    got = _fill(part, fd, (first - number * length) * item)
+            except FileNotFoundError:
+                raise self._missing(path, variable, number) from None
+            if size != length * item or got != part.nbytes:
+                raise FormatError(
+                    f"{self._root}: chunk {number} of {variable.name} in {path} has {size} bytes instead of "
+                    f"{length * item}; export it again"
+                )
+        return out.view(variable.dtype).reshape(-1, *variable.shape[1:])
+
+    def _key(self, path: str, variable: Variable, chunk: int) -> str:
+        return "/".join([path.strip("/"), variable.name, "c", str(chunk), *("0" for _ in variable.shape[1:])])
+
+    def _missing(self, path: str, variable: Variable, chunk: int) -> FormatError:
+        return FormatError(f"{self._root}: chunk {chunk} of {variable.name} in {path} is missing; export the run again")
+
     def _chunk(self, path: str, variable: Variable, number: int) -> np.ndarray[Any, Any]:
         payload = self.read_encoded(path, variable.name, number)
         shape = (variable.chunk, *variable.shape[1:])
         if payload is None:
-            raise FormatError(
-                f"{self._root}: chunk {number} of {variable.name} in {path} is missing; export the run again"
-            )
+            raise self._missing(path, variable, number)
         stored = np.dtype("int64") if variable.dtype.kind == "M" else variable.dtype
         try:
             values = decode(variable.codecs, payload, stored)
@@ -240,10 +282,8 @@ class ZarrSource:
         bytes or None
             None where the store has no such chunk.
         """
-        variable = self._find(path, name)
-        key = "/".join([path.strip("/"), name, "c", str(chunk), *("0" for _ in variable.shape[1:])])
         try:
-            return self._bytes(key)
+            return self._bytes(self._key(path, self._find(path, name), chunk))
         except FileNotFoundError:
             return None
 
@@ -268,6 +308,14 @@ class ZarrSource:
 
     def close(self) -> None:
         """Nothing to give back: no file stays open."""
+
+
+def _fill(part: memoryview, fd: int, at: int) -> int:
+    """Read into memory from somewhere in a file; how many bytes there were."""
+    done = 0
+    while done < part.nbytes and (got := os.preadv(fd, [part[done:]], at + done)):
+        done += got
+    return done
 
 
 def _dtype(data_type: Any) -> np.dtype[Any]:

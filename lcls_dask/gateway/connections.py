@@ -5,18 +5,19 @@ import logging
 import ssl
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 from tornado.iostream import IOStream, SSLIOStream, StreamClosedError
 from tornado.tcpserver import TCPServer
 
-from ..errors import AccessError
+from ..errors import AccessError, LclsError
 from ..security import Peer, peer_of
 from .limits import Usage
 from .metrics import Metrics
-from .request import END, MOST_HEAD, BadRequestError, Request, parse_head
+from .request import END, MOST_HEAD, BadRequestError, Heads, Request
 from .response import Response, error_response
+from .runs import status_of
 from .service import Client, Service
 from .settings import Timeouts
 
@@ -45,6 +46,7 @@ class Connection:
         Whether a request is being answered.
     client : Client or None
         None until the handshake is over.
+    heads : Heads
     """
 
     stream: SSLIOStream
@@ -53,6 +55,7 @@ class Connection:
     waiting: str = "handshake"
     busy: bool = False
     client: Client | None = None
+    heads: Heads = field(default_factory=Heads)
 
     def wait(self, what: str, seconds: float) -> None:
         """Give it so many seconds from now."""
@@ -214,7 +217,7 @@ class Connections(TCPServer):
             received += await connection.stream.read_bytes(_READ, partial=True)
         head = bytes(received[:end])
         del received[: end + len(END)]
-        return parse_head(head)
+        return connection.heads.parse(head)
 
     async def _write(self, connection: Connection, response: Response, method: str, keep_alive: bool = True) -> bool:
         """Send an answer; whether the connection stays open."""
@@ -226,9 +229,27 @@ class Connections(TCPServer):
             await connection.stream.write(head + response.body[:size])
         else:
             written = connection.stream.write(head)
-            await connection.stream.write(response.body)
+            await self._send(connection, response)
             await written
         return not close
+
+    async def _send(self, connection: Connection, response: Response) -> None:
+        """Send a body; each part of it is read while the one before is on its way."""
+        part: bytes | memoryview | None = response.body
+        while part is not None:
+            following = self._service.next_part(response.rest) if response.rest is not None else None
+            try:
+                await connection.stream.write(part)
+            except BaseException:
+                if following is not None:
+                    following.cancel()
+                raise
+            try:
+                part = await following if following is not None else None
+            except (LclsError, OSError) as error:
+                # the head has promised more: all that can be done is to break off
+                self._refuse(connection, status_of(error)[1])
+                raise ConnectionError("a body could not be read to its end") from error
 
 
 def _refuse_early(received: bytearray) -> None:

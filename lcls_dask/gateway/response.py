@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from http import HTTPStatus
@@ -11,6 +11,8 @@ from typing import Any
 #: Of a snapshot nothing ever changes: a client need not ask again for a year.
 IMMUTABLE = "private, max-age=31536000, immutable"
 VOLATILE = "private, no-cache"
+#: For what may be there again in a moment.
+RETRY: Mapping[str, str] = {"Retry-After": "1"}
 
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
 _NO_FIELDS: Mapping[str, str] = {}
@@ -29,17 +31,23 @@ class Response:
         Sent as it is, unless the method was HEAD.
     close : bool
         Whether the connection ends with it.
+    rest : iterator of memoryview or None
+        What follows `body`; each step waits for a disk.
+    more : int
+        How many bytes that is.
     """
 
     status: int
     fields: Mapping[str, str] = field(default_factory=lambda: _NO_FIELDS)
     body: bytes | memoryview = b""
     close: bool = False
+    rest: Iterator[memoryview] | None = None
+    more: int = 0
 
     @property
     def size(self) -> int:
-        """Bytes of the body."""
-        return self.body.nbytes if isinstance(self.body, memoryview) else len(self.body)
+        """Bytes of the body, and of what follows."""
+        return (self.body.nbytes if isinstance(self.body, memoryview) else len(self.body)) + self.more
 
     def head(self, *, close: bool) -> bytes:
         """Status line and fields, with the empty line.

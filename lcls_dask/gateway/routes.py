@@ -11,6 +11,7 @@ _RUNS = re.compile(
     rf"(?:/(?:(?P<direct>direct)|nodes/(?P<node>{_KEY})|zarr/(?P<key>{_KEY})))?)?)?)?"
 )
 _CHUNK = re.compile(r"(?:(?P<node>[^/]+)/)?(?P<name>[^/]+)/c(?:/[0-9]{1,18})*")
+_SIMPLE = re.compile(r"\w[\w.-]*(?:/\w[\w.-]*)*", re.ASCII)  # what most keys are, and what decoding leaves as it is
 _METADATA = "zarr.json"
 #: Variables and nodes that are the run's, not a detector's.
 _SHARED = frozenset(("event", "timestamp", "time", "step", "pulse_id"))
@@ -30,6 +31,9 @@ class Kind(StrEnum):
     KEY = "key"
     LISTING = "listing"
     DIRECT = "direct"
+
+    # Enum's own is written in Python, and this one is hashed several times a request
+    __hash__ = str.__hash__
 
 
 @dataclass(frozen=True)
@@ -116,8 +120,8 @@ def route_of(target: str) -> Route | None:
 
 def _decode(encoded: str) -> str | None:
     """A percent-encoded key, None where it could be taken for anything but a name in a hierarchy."""
-    if not encoded:
-        return ""
+    if not encoded or _SIMPLE.fullmatch(encoded):
+        return encoded
     try:
         key = unquote_to_bytes(encoded).decode()
     except UnicodeDecodeError:

@@ -6,6 +6,7 @@ import math
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -24,15 +25,24 @@ from ..errors import (
     StorageError,
 )
 from ..formats import RunSource, find_runs, open_source
+from ..formats.codecs import is_plain
 from ..stores.keys import RunKeys
 from .files import Disk, Watch, identities, stamp_of
+from .kept import Kept
 from .seen import Seen
 
 #: Runs that a process keeps open; each holds some files.
 MOST_RUNS = 64
 #: Seconds for which an answer to "what is there now" may be given again.
 FRESH = 1.0
+#: A chunk of up to so many bytes is read together with others.
+LIGHT = 64 << 10
+#: Of larger ones so many bytes are read while those before them are sent.
+PART = 4 << 20
+#: Bytes of small chunks that stay in memory.
+KEPT = 16 << 20
 _MOST_DIGESTS = 1 << 14
+_ALL = slice(None)
 
 
 @dataclass(frozen=True)
@@ -42,16 +52,31 @@ class Piece:
     Attributes
     ----------
     data : memoryview
-    start, total : int
-        Where they begin, and how many the key has.
+        The first of them, or all.
+    start, size, total : int
+        Where they begin, how many they are, and how many the key has.
     digest : str
-        Of `data`, as RFC 9530 writes it.
+        Of all of them, as RFC 9530 writes it.
+    rest : iterator of memoryview or None
+        What follows `data`. It is read when it is asked for, and raises what `OpenRun.read` does.
     """
 
     data: memoryview
     start: int
+    size: int
     total: int
     digest: str
+    rest: Iterator[memoryview] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Array:
+    chunk_bytes: int  # decoded
+    part: int  # bytes that are read at a time, whole rows; 0 where chunks are passed through as they are stored
+
+    @property
+    def large(self) -> bool:
+        return self.part > 0 and self.chunk_bytes > LIGHT
 
 
 class OpenRun:
@@ -63,14 +88,18 @@ class OpenRun:
     watch : Watch
     disk : Disk
         On which its files lie.
+    kept : Kept
+        Where its small chunks stay.
     """
 
-    def __init__(self, source: RunSource, watch: Watch, disk: Disk) -> None:
+    def __init__(self, source: RunSource, watch: Watch, disk: Disk, kept: Kept) -> None:
         self.source = source
         self.keys = RunKeys(source)
         #: When its files were found to be others than those that were opened, on the monotonic clock.
         self.stale: float | None = None
         self._watch, self._disk = watch, disk
+        self._kept, self._opening = kept, object()
+        self._arrays: dict[str, _Array] = {}
         self._digests: dict[str, str] = {}
         self._tag = f"{source.index.experiment}/{source.index.run}@{source.index.snapshot}/"
 
@@ -109,32 +138,58 @@ class OpenRun:
         return self._disk.patiently(lambda: self._read(key, span))
 
     def _read(self, key: str, span: slice | None) -> Piece | None:
+        array = self._array(key)
+        if array is not None and array.large and (total := self.keys.size(key)) is not None:
+            start, stop, _ = (span or slice(None)).indices(total)
+            return self._large(key, start, max(start, stop), total, array.part)
+        whole = self._whole(key)
+        if whole is None:
+            return None
+        start, stop, _ = (span or slice(None)).indices(whole.nbytes)
+        data = whole[start : max(start, stop)]
+        digest = self._digest(key, data, whole=data.nbytes == whole.nbytes)
+        return Piece(data, start, data.nbytes, whole.nbytes, digest)
+
+    def _large(self, key: str, start: int, stop: int, total: int, part: int) -> Piece:
+        """Bytes of a large chunk: part by part where their digest is known, else all at once."""
+        whole = stop - start == total
+        digest = self._digests.get(key) if whole else None
+        parts = self._parts(key, start, stop, part if digest else total)
+        data = next(parts)
+        rest = parts if data.nbytes < stop - start else None
+        return Piece(data, start, stop - start, total, digest or self._digest(key, data, whole=whole), rest)
+
+    def _parts(self, key: str, start: int, stop: int, part: int) -> Iterator[memoryview]:
+        """What lies between, cut where rows begin; at least one, which may be empty."""
+        for first in range(start - start % part, max(stop, start + 1), part):
+            data = self._as_opened(key, slice(max(start, first), min(stop, first + part)))
+            assert data is not None  # it has a size
+            yield data
+
+    def _whole(self, key: str) -> memoryview | None:
+        where = (self._opening, key)
+        light = self.light(key)
+        if light and (kept := self._kept.get(where)) is not None:
+            self._check(key)
+            return kept
+        whole = self._as_opened(key)
+        if light and whole is not None:
+            self._kept.put(where, whole)
+        return whole
+
+    def _as_opened(self, key: str, span: slice = _ALL) -> memoryview | None:
+        """Bytes of the files that were opened."""
         try:
-            found = self._bytes(key, span)
+            data = self.keys.read(key, span)
         except LclsError:
             self.check()  # what another file holds is no damage of the one that was opened
             raise
-        if found is None:
-            return None
-        data, start, total = found
-        self.check()  # after reading: what was read before the files changed is right
-        self._watch.check_chunk(key)
-        return Piece(data, start, total, self._digest(key, data, whole=data.nbytes == total))
+        self._check(key)  # after reading: what was read before the files changed is right
+        return data
 
-    def _bytes(self, key: str, span: slice | None) -> tuple[memoryview, int, int] | None:
-        """Bytes of a key, where they begin, and how many there are of it."""
-        total = None if span is None else self._plain_size(key)
-        if total is None:
-            whole = self.keys.read(key)
-            if whole is None:
-                return None
-            start, stop, _ = (span or slice(None)).indices(whole.nbytes)
-            return whole[start : max(start, stop)], start, whole.nbytes
-        assert span is not None
-        start, stop, _ = span.indices(total)
-        data = self.keys.read(key, slice(start, max(start, stop)))
-        assert data is not None  # it has a size
-        return data, start, total
+    def _check(self, key: str) -> None:
+        self.check()
+        self._watch.check_chunk(key)
 
     def check(self) -> None:
         """Look whether the files are still those that were opened.
@@ -154,18 +209,25 @@ class OpenRun:
         """Bytes of a key, None where there is no such key."""
         return self.keys.size(key)
 
-    def _plain_size(self, key: str) -> int | None:
-        """Size of a key that need not be read to know it; metadata and encoded chunks are read at once instead."""
-        return None if self.encoded(key) or key.endswith("zarr.json") else self.keys.size(key)
+    def light(self, key: str) -> bool:
+        """Whether a chunk is known to be so small that many are read in one go. Does not wait."""
+        array = self._arrays.get(key.rpartition("/c/")[0])
+        return array is not None and array.chunk_bytes <= LIGHT
 
-    def encoded(self, key: str) -> bool:
-        """Whether the key is of an array whose chunks are passed through as they are stored."""
-        parts = key.split("/")
-        nodes = self.source.index.nodes
-        path = f"/{parts[0]}" if f"/{parts[0]}" in nodes else "/"
-        name = parts[0] if path == "/" else (parts[1] if len(parts) > 1 else "")
-        variable = nodes[path].variables.get(name)
-        return variable is not None and bool(variable.codecs)
+    def _array(self, key: str) -> _Array | None:
+        """The array that a chunk's key belongs to; to make its node, a run may have to read."""
+        name = key.rpartition("/c/")[0]
+        array = self._arrays.get(name)
+        if array is None and name:
+            path, _, last = name.rpartition("/")
+            node = self.source.index.nodes.get(f"/{path}")
+            variable = node.variables.get(last) if node is not None else None
+            if variable is not None:
+                item = variable.item_bytes
+                part = max(PART // item, 1) * item if item and is_plain(variable.codecs) else 0
+                array = _Array(variable.storage_chunk * item, part)
+                self._arrays[name] = array
+        return array
 
     def _digest(self, key: str, data: memoryview, *, whole: bool) -> str:
         # those of chunks are kept, those of any range that somebody may think of are not
@@ -208,6 +270,7 @@ class Runs:
         self._lock = threading.Lock()
         self._pinned: OrderedDict[tuple[str, int, str], OpenRun] = OrderedDict()
         self._current: dict[tuple[str, int], tuple[float, OpenRun]] = {}
+        self._kept = Kept(KEPT)
 
     @property
     def root(self) -> Path:
@@ -310,13 +373,13 @@ class Runs:
         disk = Disk(self._root, Path(source.ref.path))
         files = identities(source)
         if not (stamp := stamp_of(source, files)):
-            return OpenRun(source, Watch(source, files, time.time_ns()), disk)
+            return OpenRun(source, Watch(source, files, time.time_ns()), disk, self._kept)
         where = f"{source.ref.path}:{source.ref.run}@"
         first = self._seen.first(where + source.index.snapshot, stamp)
         if first.stamp != stamp:
             name = blake2b(f"{source.index.snapshot} {stamp}".encode(), digest_size=16).hexdigest()
             first, source = self._seen.first(where + name, stamp), cast(RunSource, _Renamed(source, name))
-        return OpenRun(source, Watch(source, files, first.since_ns), disk)
+        return OpenRun(source, Watch(source, files, first.since_ns), disk, self._kept)
 
     def _keep(self, experiment: str, run: int, opened: OpenRun) -> OpenRun:
         key = (experiment, run, opened.snapshot)
@@ -331,6 +394,10 @@ class Runs:
             while len(self._pinned) > MOST_RUNS:
                 self._pinned.popitem(last=False)
         return there
+
+    def pinned(self, experiment: str, run: int, snapshot: str) -> OpenRun | None:
+        """A run that is open, None where it is not. Does not wait."""
+        return self._pinned.get((experiment, run, snapshot))
 
     def forget(self) -> None:
         """Open every run anew: an operator says that its files may have been replaced."""

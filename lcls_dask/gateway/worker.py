@@ -21,6 +21,7 @@ from .connections import SWEEP, Connections
 from .limits import Usage
 from .logs import log_as_json
 from .metrics import Metrics
+from .reading import Reader
 from .runs import Runs
 from .seen import Seen
 from .service import Service
@@ -109,7 +110,8 @@ async def _serve(settings: Settings, place: Place, ready: Pipe) -> None:
     authority = Authority(settings, place.revoked)
     usage = Usage(place.table, place.row, settings.processes, settings.limits)
     audit, metrics = AuditLog(settings.audit), Metrics()
-    service = Service(runs, authority.authoriser, audit, usage, state, pools["read"], pools["look"])
+    reader = Reader(runs, authority.authoriser, state)
+    service = Service(reader, authority.authoriser, audit, usage, pools["read"], pools["look"], settings.threads)
     connections = Connections(service, authority.context(), usage, metrics, settings.timeouts, authority.revoked)
     connections.add_sockets([listening_socket(settings.host, place.port)])
     loop.add_signal_handler(signal.SIGHUP, runs.forget)

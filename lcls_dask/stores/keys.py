@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from ..errors import FormatError, SnapshotError
+from ..formats.codecs import is_plain
 from ..formats.source import RunSource
 from ..model import Variable
 from .metadata import array_json, group_json
@@ -93,7 +94,7 @@ class RunKeys:
         """
         with self._present(key):
             match self._locate(key):
-                case _Chunk(_, variable, _) if not variable.codecs:
+                case _Chunk(_, variable, _) if is_plain(variable.codecs):
                     return _chunk_bytes(variable)
                 case None:
                     return None
@@ -127,7 +128,7 @@ class RunKeys:
                     return memoryview(group_json(self._source.index, path))[span]
                 case _Array(variable):
                     return memoryview(array_json(variable))[span]
-                case _Chunk(path, variable, number) if variable.codecs:
+                case _Chunk(path, variable, number) if not is_plain(variable.codecs):
                     return self._encoded(path, variable, number)[span]
                 case _Chunk(path, variable, number):
                     return self._decoded(path, variable, number, span)
@@ -262,7 +263,7 @@ def _chunk_bytes(variable: Variable) -> int:
 def _within(variable: Variable, rest: list[str]) -> Iterator[Entry]:
     """What lies in the directory `rest` of an array."""
     ndim = len(variable.shape)
-    size = None if variable.codecs else _chunk_bytes(variable)
+    size = _chunk_bytes(variable) if is_plain(variable.codecs) else None
     if not rest:
         yield Entry(METADATA, False, len(array_json(variable)))
         if variable.chunk_count:
