@@ -439,12 +439,13 @@ def test_a_link_that_comes_and_goes(facility: Facility, gateway: Gateway, alice:
             with h5py.File(base / name, "w") as file:
                 file["timestamp"] = np.arange(10, dtype="u8")
                 file["gmd/energy"] = np.full(10, float(experiment == OTHERS))
-    (trap / "other").symlink_to(theirs / name)
+    link = trap / f"other-{kind}"
+    link.symlink_to(theirs / name)
     exchange_names, stop = ctypes.CDLL(None, use_errno=True).renameat2, threading.Event()
 
     def flip() -> None:
         while not stop.is_set():
-            assert exchange_names(-100, bytes(trap / name), -100, bytes(trap / "other"), 2) == 0  # RENAME_EXCHANGE
+            assert exchange_names(-100, bytes(trap / name), -100, bytes(link), 2) == 0  # RENAME_EXCHANGE
             time.sleep(0.0005)
 
     flipping, opened = threading.Thread(target=flip), 0
