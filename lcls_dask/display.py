@@ -1,7 +1,11 @@
-"""What a run looks like to people: one summary of its index, written as text or as HTML. Reads no event data."""
+"""What a run looks like: to people one summary of its index, as text or as HTML; to programs its facts, as values.
+
+Reads no event data.
+"""
 
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
 import numpy as np
 
@@ -153,6 +157,72 @@ def summarise(index: RunIndex, span: tuple[int, int] | None = None, steps: int =
             facts.append(("rate", f"{(index.events - 1) / seconds:,.1f} events/s"))
     rows = tuple(_rows(index))
     return RunSummary(tuple(facts), rows, _hint(index))
+
+
+def facts_of(index: RunIndex, span: tuple[int, int] | None = None, steps: int = 0) -> dict[str, Any]:
+    """A run as JSON-able values: of the command line and of the gateway alike.
+
+    Parameters
+    ----------
+    index : RunIndex
+    span : (int, int), optional
+        First and last timestamp, where there are events.
+    steps : int
+
+    Returns
+    -------
+    dict
+
+    Examples
+    --------
+    >>> facts_of(run.index, run.span(), run.steps)["events"]
+    20
+    """
+    times = time_of(np.array(span, np.uint64)).astype(str).tolist() if span else (None, None)
+    return {
+        "experiment": index.experiment,
+        "run": index.run,
+        "state": index.state,
+        "snapshot": index.snapshot,
+        "events": index.events,
+        "steps": steps,
+        "first_timestamp": span[0] if span else None,
+        "last_timestamp": span[1] if span else None,
+        "start": times[0],
+        "stop": times[1],
+        "detectors": [
+            {
+                "name": detector.name,
+                "kind": detector.kind,
+                "serial": detector.serial,
+                "segments": list(detector.segments),
+                "algorithms": dict(detector.algorithms),
+            }
+            for detector in index.detectors.values()
+        ],
+    }
+
+
+def facts_of_variable(variable: Variable) -> dict[str, Any]:
+    """All about a variable but its values, as JSON-able values.
+
+    Parameters
+    ----------
+    variable : Variable
+
+    Returns
+    -------
+    dict
+    """
+    return {
+        "name": variable.name,
+        "dims": list(variable.dims),
+        "shape": list(variable.shape),
+        "dtype": str(variable.dtype),
+        "chunk": variable.chunk,
+        "nbytes": variable.nbytes,
+        "attrs": dict(variable.attrs),
+    }
 
 
 def run_text(index: RunIndex, span: tuple[int, int] | None = None, steps: int = 0) -> str:

@@ -1,19 +1,24 @@
 """Reading through a gateway: the same values as from the files, by every face, in spite of what goes wrong."""
 
+import json
 import os
 import pickle
+import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import dask
 import numpy as np
 import pytest
 import xarray as xr
-from gateway_rig import Facility, Gateway
+from gateway_rig import Facility, Gateway, until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,7 +29,11 @@ from lcls_dask.formats.discover import open_uri
 from lcls_dask.formats.remote import credentials as remote_credentials
 from lcls_dask.formats.remote import gateway as remote_gateway
 from lcls_dask.formats.remote.plan import of_rows, of_slice
-from lcls_dask.security import Operation, Role
+from lcls_dask.security import Operation, Role, create_identity, load_identity
+from lcls_dask.security.certificates import certificate_pem
+from lcls_dask.security.introductions import accept, introduce
+from lcls_dask.security.issuer import create_issuer
+from lcls_dask.security.issuer_client import renew
 from lcls_dask.uri import parse_uri
 
 EXPERIMENT, OTHERS = "tmox42619", "xpptut15"
@@ -192,6 +201,60 @@ def test_another_user_with_her_token(facility: Facility, alice: Path) -> None:
         pytest.raises((AccessError, RunNotFoundError)),
     ):
         open_uri(parse_uri(run_uri()))
+
+
+def test_a_certificate_that_was_renewed_by_somebody_else(facility: Facility, alice: Path) -> None:
+    """On the command line, say: the new token is for the new certificate, which this process has not seen yet."""
+    assert open_uri(parse_uri(run_uri())).index.events == 300
+    signed = introduce(facility.base / "site", (alice / "id.crt").read_bytes(), lifetime=timedelta(days=1000))
+    accept(alice, json.dumps(signed))
+    enter(facility, "alice", EXPERIMENT)
+    assert open_uri(parse_uri(run_uri(2))).index.events == 200
+
+
+def test_another_process_renews_the_certificate(
+    facility: Facility, alice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight workers, one identity: each asks for tokens that are bound to the certificate of its own connections."""
+    code = "import sys; from lcls_dask.cli import main; sys.exit(main())"
+    revoked = tmp_path / "revoked"
+    site = create_issuer(tmp_path / "issuer", hosts=["localhost"])
+    for folder, name in (("known_clients", "ca.crt"), ("known_issuers", "other.pub")):
+        source = site.directory / ("CA.crt" if name == "ca.crt" else "biscuit.pub")
+        shutil.copy(source, facility.gateway / folder / name)
+    arguments = ["--policy", str(facility.policy), "--revocations", str(revoked), "--port", "0"]
+    command = [sys.executable, "-c", code, "issue", "serve", str(site.directory), *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None
+        url = process.stdout.readline().strip().replace("127.0.0.1", "localhost")
+        try:
+            made = create_identity(tmp_path / "worker", Role.WORKER, "alice")
+            accept(made.directory, json.dumps(site.sign(certificate_pem(made.certificate), Role.WORKER, "alice")), True)
+            shutil.copy(facility.base / "site" / "CA.crt", made.directory / "known_servers" / "site.crt")
+            with dask.config.set({"lcls.issuer": url, "lcls.identity": str(made.directory)}):
+
+                def read() -> int:
+                    monkeypatch.setattr(discover, "_OPEN", OrderedDict())
+                    return open_uri(parse_uri(run_uri())).index.events
+
+                assert until(lambda: _allowed(read)) == 300  # the gateway has to take the new authority first
+                renew(load_identity(made.directory), url)  # what another worker does
+                mine = remote_credentials.credentials()
+                before = mine.current()
+                after = mine.current(refused=True)
+                assert (after.generation, after.token != before.token) == (before.generation, True)
+                assert read() == 300
+        finally:
+            process.terminate()
+    for folder, name in (("known_clients", "ca.crt"), ("known_issuers", "other.pub")):
+        (facility.gateway / folder / name).unlink()
+
+
+def _allowed(read: Callable[[], int]) -> int:
+    try:
+        return read()
+    except LclsError:
+        return 0
 
 
 def test_nobody_answers(alice: Path) -> None:

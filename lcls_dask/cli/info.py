@@ -3,10 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 import click
-import numpy as np
 
 from .. import display
-from ..model import time_of
 from .output import as_json, print_json, print_table, run_argument
 
 if TYPE_CHECKING:
@@ -43,41 +41,8 @@ def info(path: str, run: int | None, snapshot: str | None, json_: bool) -> None:
 
 def describe(run: "Run") -> dict[str, Any]:
     """A run's index as JSON-able values."""
-    span = run.span()
-    first, last = span or (None, None)
-    start, stop = time_of(np.array(span, np.uint64)).astype(str).tolist() if span else (None, None)
     return {
-        "experiment": run.experiment,
-        "run": run.number,
-        "state": run.state,
-        "snapshot": run.snapshot,
+        **display.facts_of(run.index, run.span(), run.steps),
         "path": str(run.path),
-        "events": run.events,
-        "steps": run.steps,
-        "first_timestamp": first,
-        "last_timestamp": last,
-        "start": start,
-        "stop": stop,
-        "detectors": [
-            {
-                "name": detector.name,
-                "kind": detector.kind,
-                "serial": detector.serial,
-                "segments": list(detector.segments),
-                "algorithms": dict(detector.algorithms),
-            }
-            for detector in run.detectors.values()
-        ],
-        "variables": [
-            {
-                "name": variable.name,
-                "dims": list(variable.dims),
-                "shape": list(variable.shape),
-                "dtype": str(variable.dtype),
-                "chunk": variable.chunk,
-                "nbytes": variable.nbytes,
-                "attrs": dict(variable.attrs),
-            }
-            for variable in run.index.nodes["/"].variables.values()
-        ],
+        "variables": [display.facts_of_variable(variable) for variable in run.index.nodes["/"].variables.values()],
     }

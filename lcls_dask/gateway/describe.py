@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ..display import facts_of, facts_of_variable
 from ..errors import LclsError
 from ..formats import RunSource
 from ..model import Node, Variable, time_of
@@ -34,30 +35,9 @@ def run_document(source: RunSource) -> dict[str, Any]:
     ['/', ...]
     """
     index = source.index
-    span = _span(source)
-    times = time_of(np.array(span, np.uint64)).astype(str).tolist() if span else (None, None)
     return {
-        "experiment": index.experiment,
-        "run": index.run,
-        "state": index.state,
-        "snapshot": index.snapshot,
-        "events": index.events,
-        "steps": int(index.attrs.get("steps", 0)),
-        "first_timestamp": span[0] if span else None,
-        "last_timestamp": span[1] if span else None,
-        "start": times[0],
-        "stop": times[1],
+        **facts_of(index, _span(source), int(index.attrs.get("steps", 0))),
         "attrs": jsonable(index.attrs),
-        "detectors": [
-            {
-                "name": detector.name,
-                "kind": detector.kind,
-                "serial": detector.serial,
-                "segments": list(detector.segments),
-                "algorithms": dict(detector.algorithms),
-            }
-            for detector in index.detectors.values()
-        ],
         "nodes": list(index.nodes),
         "root": node_document(index.nodes["/"]),
     }
@@ -74,12 +54,8 @@ def node_document(node: Node) -> dict[str, Any]:
 
 def _variable_document(variable: Variable) -> dict[str, Any]:
     return {
-        "name": variable.name,
-        "dims": list(variable.dims),
-        "shape": list(variable.shape),
+        **facts_of_variable(variable),
         "dtype": variable.dtype.str,
-        "chunk": variable.chunk,
-        "nbytes": variable.nbytes,
         "attrs": jsonable(variable.attrs),
         "coordinate": variable.coordinate,
         "codecs": [dict(codec) for codec in variable.codecs],

@@ -90,31 +90,37 @@ class Credentials:
         """
         with self._lock:
             issuer = config.issuer()
+            by_hand = issuer is None and (self._read_token() or refused)
+            if by_hand or time.time() > self._certificate_half:
+                self._take_renewed()
             if issuer is None:
-                self._read_files(refused)
+                self._without_issuer()
             else:
                 self._renew(issuer, refused)
             lasts = self._identity.peer.not_before, self._identity.peer.not_after
             return Pass(self._context, self._token, self._generation, lasts)
 
-    def _read_files(self, refused: bool) -> None:
-        """Take what lies in the identity's directory: another program may have renewed it."""
-        changed = self._read_token()
-        expired = time.time() > self._identity.peer.not_after
-        if changed or refused or expired:
-            try:
-                identity = load_identity(self._directory)
-            except IdentityError as error:  # it may be half written at this moment
-                _log.warning("the identity cannot be read again: %s", error)
-                identity = self._identity
-            if identity.certificate != self._identity.certificate:
-                self._use(identity, self._generation + 1)
-                self._read_token()
-        if time.time() > self._identity.peer.not_after:
+    def _take_renewed(self) -> None:
+        """Present the certificate that another process, or a person, has put into the directory since."""
+        try:
+            now = load_identity(self._directory)
+        except IdentityError as error:  # it may be half written at this moment
+            _log.warning("the identity cannot be read again: %s", error)
+            return
+        if now.certificate != self._identity.certificate:
+            self._use(now, self._generation + 1)
+
+    def _without_issuer(self) -> None:
+        """Make do with what lies in the directory."""
+        now, end = time.time(), self._identity.peer.not_after
+        if now > end:
             raise IdentityError(
-                f"{self._directory}: the certificate was good until {utc(self._identity.peer.not_after)}, and this "
-                f"machine's clock says {utc(time.time())}; lcls-dask identity rotate, or set lcls.issuer"
+                f"{self._directory}: the certificate was good until {utc(end)}, and this "
+                f"machine's clock says {utc(now)}; lcls-dask identity rotate, or set lcls.issuer"
             )
+        if now > self._certificate_half:
+            self._certificate_half = min(now + _SOON, end)  # looked for again, but not at each request
+        self._read_token()
 
     def _renew(self, issuer: str, refused: bool) -> None:
         now = time.time()
@@ -132,7 +138,9 @@ class Credentials:
             return
         minutes = config.token_minutes()
         try:
-            token = fetch_token(self._identity, issuer, minutes=minutes)
+            # by this context: a token is bound to the certificate that asks for it, and another process may have
+            # put another one into the directory since
+            token = fetch_token(self._identity, issuer, minutes=minutes, context=self._context)
         except (LclsError, OSError) as error:
             if refused or now > self._token_end:
                 raise
