@@ -439,13 +439,13 @@ def test_a_link_that_comes_and_goes(facility: Facility, gateway: Gateway, alice:
             with h5py.File(base / name, "w") as file:
                 file["timestamp"] = np.arange(10, dtype="u8")
                 file["gmd/energy"] = np.full(10, float(experiment == OTHERS))
-    link = trap / f"other-{kind}"
-    link.symlink_to(theirs / name)
+    other = trap / f"other-{kind}"
+    other.symlink_to(theirs / name)
     exchange_names, stop = ctypes.CDLL(None, use_errno=True).renameat2, threading.Event()
 
     def flip() -> None:
         while not stop.is_set():
-            assert exchange_names(-100, bytes(trap / name), -100, bytes(link), 2) == 0  # RENAME_EXCHANGE
+            assert exchange_names(-100, bytes(trap / name), -100, bytes(other), 2) == 0  # RENAME_EXCHANGE
             time.sleep(0.0005)
 
     flipping, opened = threading.Thread(target=flip), 0
@@ -468,6 +468,7 @@ def test_a_link_that_comes_and_goes(facility: Facility, gateway: Gateway, alice:
     finally:
         stop.set()
         flipping.join()
+        other.unlink() if other.is_symlink() else (trap / name).unlink()  # whichever is the link now
     assert opened
 
 
