@@ -128,6 +128,15 @@ def test_the_audit_is_indexed_once_whatever_was_cut(state: State, tmp_path: Path
         "ab",
     )
     assert (second["decision"], second["reason"], second["count"]) == ("refused", "no token", 1)
+    # what nobody writes, but a disk may give: it costs itself, and nothing that comes after it
+    odd = json.loads(log.path.read_bytes().splitlines()[0]) | {"user": user}
+    with log.path.open("a") as file:
+        for change in ({"key": "\ud800\0"}, {"key": ["a"]}, {"bytes": 1 << 70}):
+            file.write(json.dumps(odd | change) + "\n")
+        file.write('{"time": 1}\n')
+    log.write(Entry(user=user, allowed=True, reason="the last"))
+    assert state.index_audit(tmp_path) == 1
+    assert "the last" in [row["reason"] for row in state.audit(user=user)]
 
 
 def test_while_postgresql_is_away_errors_say_so_and_nothing_is_lost(postgres: Postgres, tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ nobody could tell the old bytes from the new ones; so what is there now goes by 
 """
 
 import os
-import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -29,7 +29,7 @@ class First:
 
 
 class Seen:
-    """A directory with a small file for each snapshot, made by whichever process is first.
+    """A directory with a line for each snapshot, written by whichever process is first.
 
     Parameters
     ----------
@@ -49,16 +49,14 @@ class Seen:
     def first(self, snapshot: str, stamp: str) -> First:
         """What was said first of a snapshot; this, if nothing was."""
         path = self._directory / blake2b(snapshot.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
-        if not path.exists():
-            with tempfile.NamedTemporaryFile("w", dir=self._directory, prefix=".") as file:
-                file.write(f"{time.time_ns()} {stamp}")
-                file.flush()
-                try:
-                    os.link(file.name, path)  # whole, or not at all
-                except FileExistsError:
-                    pass  # another process was first
-        since, _, told = path.read_text().partition(" ")
-        return First(told, int(since))
+        while True:
+            try:
+                since, _, told = os.readlink(path).partition(" ")
+                return First(told, int(since))
+            except FileNotFoundError:
+                # a link to nowhere: made whole or not at all, by one process alone, and without a block of its own
+                with suppress(FileExistsError):
+                    os.symlink(f"{time.time_ns()} {stamp}", path)
 
     def forget(self) -> None:
         """What is there now is right, an operator says."""

@@ -17,6 +17,7 @@ from ..errors import StateError, UnsupportedError, UriError
 from .audit import SUFFIX, parse_line
 
 _LONGEST = 200
+_MOST = (1 << 63) - 1
 #: Bytes of an audit file that are indexed in one transaction.
 _PIECE = 4 << 20
 
@@ -160,7 +161,8 @@ class State:
             offset = offsets.get(path.name)
             while (piece := _lines_from(path, offset or 0)) is not None:
                 lines, end = piece
-                records = [record for line in lines if (record := parse_line(line)) is not None]
+                parsed = [parse_line(line) for line in lines]
+                records = [record for record in parsed if record is not None and record.keys() >= set(_COLUMNS)]
                 damaged += len(lines) - len(records)
                 self._add(path.name, offset, end, records)
                 offset = end
@@ -234,8 +236,12 @@ def _lines_from(path: Path, offset: int) -> tuple[list[bytes], int] | None:
 
 
 def _storable(value: Any) -> Any:
-    # one odd line must not stop the index: no database takes a NUL, nor more characters than a column has
-    return value.replace("\0", "")[:_LONGEST] if isinstance(value, str) else value
+    # one odd line must not stop the index: no database takes a NUL, half a character, or a number of 70 bits
+    if value is None or isinstance(value, float):
+        return value
+    if isinstance(value, int):
+        return min(value, _MOST)
+    return str(value).replace("\0", "").encode(errors="replace").decode()[:_LONGEST]
 
 
 def _first_line(error: Exception) -> str:

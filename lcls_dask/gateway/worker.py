@@ -117,7 +117,7 @@ async def _serve(settings: Settings, place: Place, ready: Pipe) -> None:
     loop.add_signal_handler(signal.SIGHUP, runs.forget)
     tasks = [
         loop.create_task(_every(SWEEP, task))
-        for task in (partial(_sweep, connections), partial(_look, connections, authority, audit))
+        for task in (partial(_sweep, connections), partial(_renew, connections, authority), partial(_flush, audit))
     ]
     ready.send("")
     await stopped.wait()
@@ -179,9 +179,13 @@ async def _sweep(connections: Connections) -> None:
         await asyncio.get_running_loop().run_in_executor(None, _give_back_memory)
 
 
-async def _look(connections: Connections, authority: Authority, audit: AuditLog) -> None:
-    """New certificates and keys, and counted refusals."""
-    loop = asyncio.get_running_loop()
-    if (context := await loop.run_in_executor(None, authority.renewed)) is not None:
+async def _renew(connections: Connections, authority: Authority) -> None:
+    """New certificates and keys."""
+    context = await asyncio.get_running_loop().run_in_executor(None, authority.renewed)
+    if context is not None:
         connections.use(context)
-    await loop.run_in_executor(None, audit.flush)
+
+
+async def _flush(audit: AuditLog) -> None:
+    """Counted refusals."""
+    audit.flush()
