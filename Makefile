@@ -59,6 +59,13 @@ $(VENV)/.faketime: $(VENV)/.installed
 	 else echo "there is no libfaketime (apt-get install faketime): wrong clocks are NOT tested" >$@; \
 	 fi
 
+# a zarr reader in another language
+$(VENV)/.zarrita: $(VENV)/.installed
+	@if npm install --silent --no-audit --no-fund --no-save --prefix $(VENV) zarrita >$@.log 2>&1; \
+	 then : >$@; \
+	 else echo "zarrita could not be installed (see $@.log; it takes npm): runs are NOT read with zarrita.js" >$@; \
+	 fi
+
 # the database that gateways may share, of which the tests start one of their own
 $(VENV)/.postgresql: $(VENV)/.installed
 	@$(call APT,pg_ctlcluster,postgresql)
@@ -89,7 +96,7 @@ lint: $(VENV)/.installed
 	$(BIN)/mypy
 	$(BIN)/numpydoc lint $(PUBLIC)
 
-test: $(VENV)/.psana $(VENV)/.chromium $(VENV)/.postgresql $(VENV)/.faketime lint
+test: $(VENV)/.psana $(VENV)/.chromium $(VENV)/.postgresql $(VENV)/.faketime $(VENV)/.zarrita lint
 	@$(ABSENT)
 	$(BIN)/python -m pytest -n 2 -m "not long"
 

@@ -1,6 +1,7 @@
-"""A served run read by zarr over fsspec's own HTTP, in a process that knows nothing of this package."""
+"""A served run read by zarr over fsspec's own HTTP, and by zarrita.js: processes that know nothing of this package."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import pytest
 from gateway_rig import Facility, Gateway
 
 import lcls_dask
+from lcls_dask.formats import RunSource
 from lcls_dask.security import load_identity
 
 EXPERIMENT = "tmox42619"
@@ -49,14 +51,15 @@ def gateway(tmp_path: Path) -> Iterator[Gateway]:
     running.stop()
 
 
-def test_plain_zarr(gateway: Gateway) -> None:
+def told_to(gateway: Gateway, kinds: str) -> tuple[dict[str, object], RunSource]:
+    """What a reader needs to know, and the run itself."""
     facility = gateway.facility
     identity = facility.base / "alice"
     source = lcls_dask.open_run(facility.root / EXPERIMENT / "r0001").source
     root = source.index.nodes["/"].variables
-    names = ["timestamp", *(name for name, v in root.items() if "." in name and v.dtype.kind in "iuf")]
+    names = ["timestamp", *(name for name, v in root.items() if "." in name and v.dtype.kind in kinds)]
     known = load_identity(identity)
-    told = {
+    told: dict[str, object] = {
         "authority": str(facility.base / "site" / "CA.crt"),
         "certificate": str(known.certificate_file),
         "key": str(known.key_file),
@@ -64,14 +67,81 @@ def test_plain_zarr(gateway: Gateway) -> None:
         "url": f"https://localhost:{gateway.port}/v1/runs/{EXPERIMENT}/r0001@{source.index.snapshot}/zarr",
         "names": names,
     }
+    return told, source
+
+
+def test_plain_zarr(gateway: Gateway) -> None:
+    told, source = told_to(gateway, "iuf")
     done = subprocess.run(
         [sys.executable, "-c", _READER], input=json.dumps(told), capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout)
+    names = told["names"]
+    assert isinstance(names, list)
     for name in names:
         values = source.read("/", name, slice(0, 300))
         assert found[name][:2] == [str(values.dtype), list(values.shape)]
         np.testing.assert_allclose(found[name][2], values.sum(), rtol=1e-12)
     assert found["some"] == source.read("/", names[0], slice(3, 7)).tolist()
     assert gateway.audited(operation="key", key="timestamp/c/0", decision="allowed")["user"] == "alice"
+
+
+#: Where ``make test`` has npm put it.
+_MODULES = Path(sys.prefix) / "node_modules"
+
+_IN_NODE = """
+import fs from "node:fs";
+import https from "node:https";
+import * as zarr from "zarrita";
+
+const told = JSON.parse(fs.readFileSync(0));
+const read = (path) => fs.readFileSync(path);
+const agent = new https.Agent({
+  ca: read(told.authority), cert: read(told.certificate), key: read(told.key), keepAlive: true,
+});
+const headers = { Authorization: "Bearer " + told.token };
+const store = {
+  get: (key) => new Promise((resolve, reject) => {
+    https.get(told.url + key, { agent, headers }, (answer) => {
+      const pieces = [];
+      answer.on("data", (piece) => pieces.push(piece));
+      answer.on("end", () => {
+        if (answer.statusCode === 404) resolve(undefined);
+        else if (answer.statusCode === 200) resolve(new Uint8Array(Buffer.concat(pieces)));
+        else reject(new Error(key + ": " + answer.statusCode));
+      });
+    }).on("error", reject);
+  }),
+};
+const root = await zarr.open.v3(store, { kind: "group" });
+const found = { experiment: root.attrs.experiment };
+for (const name of told.names) {
+  const array = await zarr.open.v3(root.resolve(name), { kind: "array" });
+  const { data } = await zarr.get(array);
+  found[name] = [array.dtype, array.shape, Array.from(data, String)];
+}
+console.log(JSON.stringify(found));
+agent.destroy();
+"""
+
+
+@pytest.mark.skipif(
+    shutil.which("node") is None or not (_MODULES / "zarrita").is_dir(),
+    reason=f"node or zarrita is not there (npm install --prefix {sys.prefix} zarrita): NOT read with zarrita.js",
+)
+def test_zarrita(gateway: Gateway, tmp_path: Path) -> None:
+    told, source = told_to(gateway, "iuf")
+    (tmp_path / "read.mjs").write_text(_IN_NODE)
+    (tmp_path / "node_modules").symlink_to(_MODULES)
+    done = subprocess.run(
+        ["node", str(tmp_path / "read.mjs")], input=json.dumps(told), capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout)
+    assert found.pop("experiment") == EXPERIMENT
+    assert list(found) == told["names"]
+    for name, (dtype, shape, values) in found.items():
+        expected = source.read("/", name, slice(0, 300))
+        assert (dtype, shape) == (str(expected.dtype), list(expected.shape))
+        np.testing.assert_array_equal(np.array(values).astype(dtype).reshape(shape), expected)

@@ -12,6 +12,7 @@ from lcls_dask.demo import intruder, kernels, referee, sfx, tof
 from lcls_dask.demo.page import Check, Section, write_page
 from lcls_dask.demo.pictures import assemble, radial_profile
 from lcls_dask.demo.site import acting_as, build_site, serving
+from lcls_dask.errors import GatewayError
 from lcls_dask.security.files import write_private
 
 
@@ -80,6 +81,14 @@ def test_report_on_a_real_run(name: str, real_data: Path, tmp_path: Path, capsys
     if referee.available():
         assert re.search(r"values that psana reads +\d+ equal +\d+ in \d+ events +same", told)
     assert (tmp_path / "index.html").stat().st_size > 10_000
+
+
+def test_a_gateway_that_does_not_start_says_why(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    site = build_site(tmp_path / "site", tmp_path / "runs", {"alice": "tmosim01"})
+    write_private(site.policy, b"[experiments")
+    with pytest.raises(GatewayError, match=r"did not start: .*policy"), serving(site):
+        pass
 
 
 def test_a_wrong_pulse_count_is_seen(tmp_path: Path) -> None:

@@ -220,7 +220,7 @@ def read_raw(files: Sequence[Path]) -> float:
     return time.perf_counter() - start
 
 
-def read_served(run: Run, node: str, name: str, limit: int = 1 << 30) -> float:
+def read_served(run: Run, node: str, name: str, limit: int = 256 << 20) -> float:
     """Bytes a second of a variable, read in blocks and not looked at.
 
     Parameters
