@@ -125,7 +125,7 @@ def test_the_gateways_clock_is_behind(facility: Facility, serve: Callable[[float
     told = read(gateway, enter(facility, "new"))
     assert told["error"] == "AccessError"
     assert re.search(
-        f"does not accept this certificate .*good from {CLOCK} to {CLOCK}, this machine's clock says {CLOCK}; "
+        f"does not accept this certificate .*good from {CLOCK} to {CLOCK}, this machine's clock says {CLOCK}, "
         "the gateway's may differ",
         told["says"],
     )

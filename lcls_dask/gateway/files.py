@@ -1,5 +1,6 @@
 """Which files a run is made of, and whether they are still the ones that were opened."""
 
+import errno
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ from ..formats.identity import EDGE
 from ..formats.xtc2.files import IN_PROGRESS
 
 _METADATA = "zarr.json"
+
+#: Reasons why a directory cannot be looked at that have nothing to do with its disk.
+_NOT_THE_DISK = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM))
 
 T = TypeVar("T")
 
@@ -60,8 +64,8 @@ class Disk:
                 return False
             there = next(place for place in (self._run, *self._run.parents) if place.exists())
             return os.stat(there).st_dev != self._device
-        except OSError:
-            return True
+        except OSError as error:
+            return error.errno not in _NOT_THE_DISK
 
 
 @dataclass(frozen=True)

@@ -58,9 +58,9 @@ def of_refusal(said: str, date: str | None, token: str | None) -> str:
 
 
 def of_certificate(first: float, last: float) -> str:
-    """What to say of a certificate's time where somebody else does not accept it."""
+    """What to add where somebody else does not accept a certificate, maybe for its time."""
     return (
-        f"it is good from {utc(first)} to {utc(last)}, this machine's clock says {utc(time.time())}; "
+        f"; it is good from {utc(first)} to {utc(last)}, this machine's clock says {utc(time.time())}, "
         "the gateway's may differ"
     )
 

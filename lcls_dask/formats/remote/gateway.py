@@ -142,9 +142,10 @@ class Gateway:
                 raise IdentityError(f"{self.address}: {_told(error)}") from error
             except ssl.SSLError as error:
                 if _about_us(error):
+                    times = of_certificate(*who.lasts) if _about_time(error) else ""
                     raise AccessError(
-                        f"{self.address}: does not accept this certificate ({_told(error)}); "
-                        f"{of_certificate(*who.lasts)}; lcls-dask identity list shows it"
+                        f"{self.address}: does not accept this certificate ({_told(error)}{times}); "
+                        "lcls-dask identity list shows it"
                     ) from error
                 why = _told(error)
             except OSError as error:
@@ -215,6 +216,11 @@ def _told(error: BaseException) -> str:
 def _about_us(error: ssl.SSLError) -> bool:
     """Whether the other side complains of our certificate (an alert that arrives after the handshake, in TLS 1.3)."""
     return "ALERT" in (error.reason or "") and "INTERNAL_ERROR" not in (error.reason or "")
+
+
+def _about_time(error: ssl.SSLError) -> bool:
+    """Whether it may be that the other side's clock is not ours: a certificate not good yet is a bad one to OpenSSL."""
+    return any(word in (error.reason or "") for word in ("BAD_CERTIFICATE", "EXPIRED"))
 
 
 def _said(answer: Answer) -> str:
