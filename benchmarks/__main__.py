@@ -7,7 +7,10 @@ from pathlib import Path
 
 from . import timing
 
-NAMES = ("hsd", "jungfrau", "opening", "index", "random_access", "scalars", "importing", "gateway", "remote")
+NAMES = (
+    *("hsd", "jungfrau", "opening", "index", "random_access", "scalars", "importing"),
+    *("gateway", "remote", "passthrough", "lclstreamer", "tiled"),
+)
 
 
 def main() -> None:

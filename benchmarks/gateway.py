@@ -18,9 +18,10 @@ from lcls_dask.security import Access, Authoriser, IssuerKeys, Operation, Policy
 from lcls_dask.security.tls import client_context
 from tests.gateway_rig import Facility, Gateway, write_store
 
+from .served import EXPERIMENT, UNLIMITED
 from .timing import Contender, Setting, Timing, compare, interleaved, ratio, show
 
-EXPERIMENT, BIG, SMALL = "bench0001", "det.raw.big", "det.raw.small"
+BIG, SMALL = "det.raw.big", "det.raw.small"
 CLIENTS = 64
 
 #: wrk cannot present a certificate; this makes the library do it for every context that it makes.
@@ -69,8 +70,7 @@ def run(setting: Setting) -> None:
     alice = facility.identity("alice")
     facility.allow({EXPERIMENT: ["alice"]})
     token = facility.token(alice, EXPERIMENT)
-    limits = ("--requests", "1e9", "--inflight", "1e6", "--connections", "100000")
-    gateway = Gateway(facility, limits).start()
+    gateway = Gateway(facility, UNLIMITED).start()
     try:
         with nginx(facility) as (port, pid):
             (worker,) = gateway.workers()

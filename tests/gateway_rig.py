@@ -10,7 +10,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -22,6 +22,7 @@ from biscuit_auth import PrivateKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from lcls_dask.formats.codecs import Codec, encode
 from lcls_dask.formats.zarr import EXPORT
 from lcls_dask.model import Node, RunIndex, Variable
 from lcls_dask.security import Operation, Right, Role, create_identity, create_revocations, load_identity
@@ -45,19 +46,26 @@ def until(condition: Callable[[], Any], seconds: float = 20.0, what: str = "it")
     return value
 
 
-def write_store(path: Path, experiment: str, run: int, shapes: Mapping[str, tuple[int, tuple[int, ...]]]) -> None:
-    """Write a run as export does: variables of random uint16 by name, with the length of a chunk and a shape."""
-    codec = {"name": "bytes", "configuration": {"endian": "little"}}
+def write_store(
+    path: Path,
+    experiment: str,
+    run: int,
+    shapes: Mapping[str, tuple[int, tuple[int, ...]]],
+    filters: Sequence[Codec] = (),
+    most: int = 1 << 16,
+) -> None:
+    """Write a run as export does: variables of random uint16 below `most`, by name: length of a chunk, and shape."""
+    codecs = ({"name": "bytes", "configuration": {"endian": "little"}}, *filters)
     rng = np.random.default_rng(run)
     variables = {}
     for name, (chunk, shape) in shapes.items():
         dims = ("event", *(f"{name}.dim_{axis}" for axis in range(len(shape) - 1)))
         attrs = {"units": "1", "long_name": name}
-        variables[name] = Variable(name, dims, shape, np.dtype("<u2"), chunk, attrs, codecs=(codec,))
+        variables[name] = Variable(name, dims, shape, np.dtype("<u2"), chunk, attrs, codecs=codecs)
         for number in range(-(-shape[0] // chunk)):
             target = path / name / "c" / "/".join([str(number), *("0" for _ in shape[1:])])
             target.parent.mkdir(parents=True, exist_ok=True)
-            rng.integers(0, 1 << 16, (chunk, *shape[1:]), np.uint16).tofile(target)
+            target.write_bytes(encode(codecs, rng.integers(0, most, (chunk, *shape[1:]), np.uint16)))
         (path / name / "zarr.json").write_bytes(array_json(variables[name]))
     about = {"nodes": {"/": list(variables)}, "detectors": {}}
     index = RunIndex(experiment, run, "ended", f"{run:032x}", {"/": Node("/", variables, {EXPORT: about})})

@@ -59,6 +59,11 @@ def empty(size: int) -> Array:
     return np.asarray(_Lent(_fitting(room)))[:size]
 
 
+def release() -> None:
+    """Give back what waits to be used again."""
+    _idle.clear()
+
+
 def _fitting(room: int) -> Array:
     for _ in range(len(_idle)):
         try:

@@ -15,6 +15,7 @@ from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
 
 from ..errors import LclsError
+from ..formats import memory
 from .audit import AuditLog
 from .authority import Authority
 from .connections import SWEEP, Connections
@@ -144,7 +145,8 @@ def _keep_memory() -> None:
 
 
 def _give_back_memory() -> None:
-    """Have the allocator return what chunks have left behind."""
+    """Return what chunks have left behind, and have the allocator do so, too."""
+    memory.release()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc alone
     if trim is not None:
         trim(0)
