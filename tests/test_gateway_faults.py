@@ -441,6 +441,32 @@ def test_a_chunk_of_a_store_that_changes(facility: Facility, gateway: Gateway, a
         assert client.get(f"{RUN}/zarr/{BIG}/c/0/0/0").body == chunk(facility, BIG, 0), "the others are as they were"
 
 
+@pytest.mark.parametrize("change", [truncate, overwrite_in_the_middle, replace, remove])
+def test_a_chunk_that_changes_while_it_is_sent(
+    facility: Facility, gateway: Gateway, alice: Path, change: object
+) -> None:
+    """Its parts are read one after the other: what follows the change is not sent, and the audit says why."""
+    gateway.start()
+    token, target = facility.token(alice, HERS), f"{RUN}/zarr/{BIG}/c/1/0/0"
+    expected = chunk(facility, BIG, 1)
+    with gateway.client(alice, token) as client:
+        assert client.get(target).body == expected  # its digest is known from now on
+    with ask(gateway, alice, token, target) as connection:
+        received = connection.recv(1000)
+        assert callable(change)
+        change(facility.root / HERS / "r0005.zarr" / BIG / "c" / "1" / "0" / "0")
+        try:
+            while piece := connection.recv(1 << 20):
+                received += piece
+        except (ConnectionError, ssl.SSLError):
+            pass
+    body = body_of(received)
+    assert len(body) < len(expected)
+    assert expected.startswith(body)
+    told = gateway.audited(operation="connect", user="alice")
+    assert told["reason"] in ("snapshot gone", "damaged")
+
+
 def test_a_run_that_grows_keeps_its_snapshots(facility: Facility, gateway: Gateway, alice: Path) -> None:
     """A snapshot of a run that is being written is served, and stays the same, while the run grows and ends."""
     whole = facility.base / "whole"

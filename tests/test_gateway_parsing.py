@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lcls_dask.gateway.request import BadRequestError, parse_head, parse_range
+from lcls_dask.gateway.request import BadRequestError, Heads, parse_head, parse_range
 from lcls_dask.gateway.routes import Kind, Route, route_of, target_of
 
 HEAD = b"GET /healthz HTTP/1.1\r\nHost: gateway\r\n"
@@ -66,6 +66,19 @@ def test_a_head_is_parsed_in_a_time_that_grows_as_its_length(filling: bytes) -> 
 
     # one that is parsed in a time that grows as the square took 2 s for this
     assert min(seconds(15_000) for _ in range(5)) < 0.01
+
+
+def test_fields_are_parsed_again_where_they_differ() -> None:
+    heads = Heads()
+    for token in ("one", "one", "two"):
+        request = heads.parse(HEAD + b"Authorization: Bearer " + token.encode())
+        assert request.token == token
+    for _ in range(2):  # what was refused once is refused again, and nothing of it stays
+        with pytest.raises(BadRequestError):
+            heads.parse(HEAD + b"Content-Length: 5")
+    with pytest.raises(BadRequestError):
+        heads.parse(b"GET /healthz HTTP/1.1")
+    assert heads.parse(HEAD + b"Authorization: Bearer two").token == "two"
 
 
 def test_a_head_is_understood() -> None:

@@ -82,7 +82,7 @@ def test_the_extra_all_names_extras_that_exist() -> None:
     extras = PROJECT["project"]["optional-dependencies"]
     (line,) = extras["all"]
     names = line.removeprefix("lcls_dask[").removesuffix("]").split(",")
-    assert set(names) == extras.keys() - {"all", "test", "lint", "psana"}
+    assert set(names) == extras.keys() - {"all", "test", "lint", "bench", "psana"}
 
 
 def test_requirements_of_one_package_agree_in_all_extras() -> None:

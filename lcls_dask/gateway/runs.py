@@ -174,6 +174,7 @@ class OpenRun:
             return kept
         whole = self._as_opened(key)
         if light and whole is not None:
+            whole = memoryview(bytes(whole))  # what was read may be a part of something larger
             self._kept.put(where, whole)
         return whole
 
