@@ -29,6 +29,7 @@ from lcls_dask.gateway.authority import Authority
 from lcls_dask.gateway.connections import Connections
 from lcls_dask.gateway.limits import Usage, create_table
 from lcls_dask.gateway.metrics import Metrics
+from lcls_dask.gateway.reading import Reader
 from lcls_dask.gateway.runs import Runs
 from lcls_dask.gateway.seen import Seen
 from lcls_dask.gateway.service import Service
@@ -647,7 +648,8 @@ def test_health_and_deadlines_need_no_disk(facility: Facility, alice: Path) -> N
         authority, usage = Authority(settings, shared), Usage(table, 0, 1, settings.limits)
         audit, state = AuditLog(settings.audit), State(settings.state)
         state.migrate()
-        service = Service(Runs(facility.root, Seen(seen)), authority.authoriser, audit, usage, state, pool, pool)
+        reading = Reader(Runs(facility.root, Seen(seen)), authority.authoriser, state)
+        service = Service(reading, authority.authoriser, audit, usage, pool, pool, 2)
         server = Connections(service, authority.context(), usage, Metrics(), settings.timeouts, authority.revoked)
         sock = listening_socket("127.0.0.1", 0)
         server.add_sockets([sock])
