@@ -134,7 +134,7 @@ def test_the_audit_is_indexed_once_whatever_was_cut(state: State, tmp_path: Path
         for change in ({"key": "\ud800\0"}, {"key": ["a"]}, {"bytes": 1 << 70}):
             file.write(json.dumps(odd | change) + "\n")
         file.write('{"time": 1}\n')
-    log.write(Entry(user=user, allowed=True, reason="the last"))
+    log.write([Entry(user=user, allowed=True, reason="the last")])
     assert state.index_audit(tmp_path) == 1
     assert "the last" in [row["reason"] for row in state.audit(user=user)]
 

@@ -183,7 +183,7 @@ class OpenRun:
         try:
             data = self.keys.read(key, span)
         except LclsError:
-            self.check()  # what another file holds is no damage of the one that was opened
+            self._check(key)  # what another file holds is no damage of the one that was opened
             raise
         self._check(key)  # after reading: what was read before the files changed is right
         return data
