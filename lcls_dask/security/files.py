@@ -84,6 +84,16 @@ def check_directory(path: Path) -> None:
         raise IdentityError(f"{path} can be written by others (mode {status.st_mode & 0o777:04o}): chmod 700 {path}")
 
 
+def check_private_directory(path: Path) -> None:
+    """Refuse a directory that others could look into, or that is not this user's."""
+    check_directory(path)
+    status = path.stat()
+    if status.st_mode & 0o077:
+        raise IdentityError(f"{path} can be seen by others (mode {status.st_mode & 0o777:04o}): chmod 700 {path}")
+    if status.st_uid not in (os.geteuid(), 0):
+        raise IdentityError(f"{path} belongs to another user (uid {status.st_uid}): use a directory of your own")
+
+
 def _read(path: Path) -> tuple[bytes, os.stat_result]:
     try:
         # what is checked is the file that is read, not one put there in between

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import yaml
 from cryptography import x509
@@ -39,6 +39,9 @@ from .files import (
     write_public,
 )
 from .peer import Peer, Role, is_authority, peer_of_certificate
+
+#: The token's file in an identity's directory, where ``lcls.token`` names no other one.
+TOKEN_FILE: Final = "token"
 
 _ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 

@@ -71,6 +71,7 @@ class Issuer:
         hosts: Iterable[str] = (),
         lifetime: timedelta | None = None,
         services: Mapping[str, str] | None = None,
+        parent: str | None = None,
     ) -> dict[str, Any]:
         """Sign a certificate for whom the caller has found to be that user.
 
@@ -87,6 +88,8 @@ class Issuer:
             By the role, where it is not given.
         services : dict of str to str, optional
             Aliases and URLs of services that the subject shall know.
+        parent : str, optional
+            Serial of the certificate whose holder has asked for it; who revokes that one can revoke this one too.
 
         Returns
         -------
@@ -109,10 +112,10 @@ class Issuer:
             services=services,
             clock=self.clock,
         )
-        self._record_certificate(cert.certificate_from_base64(introduction["signed_cert"]))
+        self._record_certificate(cert.certificate_from_base64(introduction["signed_cert"]), parent)
         return introduction | {"issuer_key": self.public_key.decode()}
 
-    def renew(self, certificate: x509.Certificate, request: bytes) -> dict[str, Any]:
+    def renew(self, certificate: x509.Certificate, request: bytes, lifetime: timedelta | None = None) -> dict[str, Any]:
         """Sign the certificate of somebody who has presented a good one, for the same names.
 
         Parameters
@@ -121,6 +124,8 @@ class Issuer:
             The one presented, verified by TLS.
         request : bytes
             A certificate request (PEM); only its key is used.
+        lifetime : datetime.timedelta, optional
+            By the role, where it is not given.
 
         Returns
         -------
@@ -145,9 +150,10 @@ class Issuer:
             peer.user,
             peer.cluster,
             hosts_of(certificate),
+            lifetime,
             clock=self.clock,
         )
-        self._record_certificate(signed, renews=peer.serial)
+        self._record_certificate(signed, peer.serial)
         return {
             "signed_cert": cert.certificate_to_base64(signed),
             "ca_cert": cert.certificate_to_base64(self.authority),
@@ -180,7 +186,7 @@ class Issuer:
         granted = list(rights)
         expires = min(self.clock() + minutes * 60, holder.not_after)
         token = issue(self._token_key, holder.user, holder.thumbprint, granted, expires)
-        self._record(
+        self.record(
             kind="token",
             token_id=read_unverified(token).revocation_ids[0],
             user=holder.user,
@@ -194,9 +200,9 @@ class Issuer:
         return token
 
     def renewed_from(self, serial: str) -> list[str]:
-        """Serials of certificates that were renewed from one, directly or not, itself first.
+        """Serials of certificates that came from one, directly or not, itself first: renewed, or of its clusters.
 
-        Who has stolen a key may have renewed its certificate: revoking one serial is not enough.
+        Who has stolen a key may have renewed its certificate, or started a cluster: revoking one serial is not enough.
         """
         found = [serial]
         for entry in self.issued():
@@ -211,19 +217,14 @@ class Issuer:
             for line in read_private(path).splitlines():
                 yield json.loads(line)
 
-    def _record_certificate(self, certificate: x509.Certificate, renews: str | None = None) -> None:
-        peer = peer_of_certificate(certificate)
-        self._record(
-            kind="certificate",
-            serial=peer.serial,
-            role=str(peer.role),
-            user=peer.user,
-            cluster=peer.cluster,
-            until=_text(peer.not_after),
-            renews=renews,
-        )
+    def record(self, **entry: Any) -> None:
+        """Append a line to ``issued.jsonl``; never a key, a token or a secret.
 
-    def _record(self, **entry: Any) -> None:
+        Parameters
+        ----------
+        **entry
+            What JSON can hold.
+        """
         line = json.dumps({"time": _text(self.clock()), **entry}) + "\n"
         descriptor = os.open(
             self.directory / "issued.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600
@@ -234,6 +235,18 @@ class Issuer:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+    def _record_certificate(self, certificate: x509.Certificate, parent: str | None = None) -> None:
+        peer = peer_of_certificate(certificate)
+        self.record(
+            kind="certificate",
+            serial=peer.serial,
+            role=str(peer.role),
+            user=peer.user,
+            cluster=peer.cluster,
+            until=_text(peer.not_after),
+            renews=parent,
+        )
 
 
 def create_issuer(

@@ -11,15 +11,13 @@ from typing import NoReturn
 
 from ... import config
 from ...errors import IdentityError, LclsError
-from ...security import Identity, client_context, find_identity, load_identity
+from ...security import Identity, Role, client_context, find_identity, load_identity
 from ...security.capability import read_unverified
 from ...security.files import read_private
-from ...security.issuer_client import fetch_token, renew
+from ...security.identity import TOKEN_FILE
+from ...security.issuer_client import fetch_token, renew_if_due
 
 _log = logging.getLogger(__name__)
-
-#: In the identity's directory, where ``lcls.token`` names no other file.
-TOKEN_FILE = "token"
 
 
 @dataclass(frozen=True)
@@ -65,11 +63,25 @@ class Credentials:
 
     def _use(self, identity: Identity, generation: int) -> None:
         self._identity, self._generation = identity, generation
+        self._written = _stamp(identity.certificate_file)  # before it is read once more
         self._context = client_context(identity)
-        self._certificate_half = _half(identity.peer.not_before, identity.peer.not_after)
+        self._certificate_half = identity.peer.half_time
         self._token: str | None = None
         self._token_half = self._token_end = 0.0
         self._stamp: tuple[int, int] | None = None
+        if identity.peer.role is Role.WORKER:
+            self._take_enrolled()
+
+    def _take_enrolled(self) -> None:
+        """The token that a worker was given with its certificate, for as long as both belong together."""
+        try:
+            token = read_private(self._directory / TOKEN_FILE).decode("ascii", "replace").strip()
+            told = read_unverified(token)
+        except IdentityError:
+            return
+        if told.holder == self._identity.peer.thumbprint:
+            self._token, self._token_end = token, told.expires
+            self._token_half = _half(time.time(), told.expires)
 
     def current(self, *, refused: bool = False) -> Pass:
         """What to present now.
@@ -97,9 +109,9 @@ class Credentials:
 
     def _renew(self, issuer: str, refused: bool) -> None:
         now = time.time()
-        if now > self._certificate_half:
+        if now > self._certificate_half or self._written != _stamp(self._identity.certificate_file):
             try:
-                self._use(renew(self._identity, issuer), self._generation + 1)
+                self._use(renew_if_due(self._identity, issuer), self._generation + 1)
             except (LclsError, OSError) as error:
                 if now > self._identity.peer.not_after:
                     raise
@@ -121,11 +133,11 @@ class Credentials:
     def _read_token(self) -> None:
         path = config.token_file() or self._directory / TOKEN_FILE
         try:
-            stat = os.stat(path)
+            stamp = _stamp(path)
         except FileNotFoundError:
             self._token = self._stamp = None  # the gateway says what is missing
             return
-        if (stamp := (stat.st_mtime_ns, stat.st_ino)) != self._stamp:
+        if stamp != self._stamp:
             self._token, self._stamp = read_private(path).decode("ascii", "replace").strip(), stamp
 
     def __reduce__(self) -> NoReturn:
@@ -133,6 +145,11 @@ class Credentials:
 
     def __repr__(self) -> str:
         return f"Credentials({str(self._directory)!r})"
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_mtime_ns, status.st_ino
 
 
 def _half(begin: float, end: float) -> float:
