@@ -17,6 +17,7 @@
     ├── TargetExistsError     FileExistsError    what shall be written is there already
     ├── SimulationError       ValueError         what was asked for cannot be simulated
     ├── GatewayError          RuntimeError       a gateway cannot start
+    ├── GuardError            RuntimeError       a Dask process is not guarded as it must be
     ├── UnreachableError      ConnectionError    a gateway does not answer
     ├── StateError            ConnectionError    the gateway's state database cannot be used
     └── UnsupportedError      NotImplementedError  a feature that a package missing here would give
@@ -88,6 +89,10 @@ class SimulationError(LclsError, ValueError):
 
 class GatewayError(LclsError, RuntimeError):
     """A gateway cannot start."""
+
+
+class GuardError(LclsError, RuntimeError):
+    """A Dask process is not guarded as it must be, so it does not start."""
 
 
 class UnreachableError(LclsError, ConnectionError):
