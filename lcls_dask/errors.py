@@ -18,6 +18,8 @@
     ├── SimulationError       ValueError         what was asked for cannot be simulated
     ├── GatewayError          RuntimeError       a gateway cannot start
     ├── GuardError            RuntimeError       a Dask process is not guarded as it must be
+    ├── ClusterError          RuntimeError       a Dask cluster cannot be started or used
+    ├── WorkersMissingError   TimeoutError       workers have not come in time
     ├── UnreachableError      ConnectionError    a gateway does not answer
     ├── StateError            ConnectionError    the gateway's state database cannot be used
     └── UnsupportedError      NotImplementedError  a feature that a package missing here would give
@@ -93,6 +95,14 @@ class GatewayError(LclsError, RuntimeError):
 
 class GuardError(LclsError, RuntimeError):
     """A Dask process is not guarded as it must be, so it does not start."""
+
+
+class ClusterError(LclsError, RuntimeError):
+    """A Dask cluster cannot be started or used."""
+
+
+class WorkersMissingError(LclsError, TimeoutError):
+    """The workers of a Dask cluster have not come in time; the note says why, and shows the job script."""
 
 
 class UnreachableError(LclsError, ConnectionError):

@@ -314,7 +314,9 @@ def test_certificates_are_renewed_before_they_end(service: Service, monkeypatch:
     assert again.certificate.public_key() == worker.certificate.public_key()
     assert again.peer.cluster == cluster.name
     close_cluster(cluster.alice, service.url, cluster.name)
-    until(lambda: not renewal._RUNNING[worker.directory].is_alive(), 30, "the refusal")
+    until(lambda: not renewal._RUNNING[worker.directory][0].is_alive(), 30, "the refusal")
+    for identity in (worker, cluster.manager, cluster.scheduler):
+        renewal.stop(identity.directory)
 
 
 @pytest.mark.parametrize("folder", [".", "waiting", "taken"])

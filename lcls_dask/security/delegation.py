@@ -56,8 +56,8 @@ class Delegation:
         Serial of the user's certificate.
     rights : tuple of Right or None
         What its workers may read at most; None: all that policy grants the user.
-    lifetime : datetime.timedelta
-        Of its certificates.
+    lifetime, worker_lifetime : datetime.timedelta
+        Of the certificates of its scheduler and manager, and of its workers.
     until : float
         Seconds since the epoch; later each time that the manager renews its certificate.
     closed : bool
@@ -68,8 +68,13 @@ class Delegation:
     by: str
     rights: tuple[Right, ...] | None
     lifetime: timedelta
+    worker_lifetime: timedelta
     until: float
     closed: bool = False
+
+    def lifetime_of(self, role: Role) -> timedelta:
+        """How long a certificate of one of its processes is good."""
+        return self.worker_lifetime if role is Role.WORKER else self.lifetime
 
     def limited(self, wanted: Iterable[Right] | None) -> list[Right] | None:
         """The part of what is wanted that was delegated; None: all that policy grants.
@@ -120,6 +125,7 @@ class Delegations:
         requests: Mapping[str, bytes],
         rights: Iterable[Right] | None = None,
         lifetime: timedelta = LONGEST,
+        worker_lifetime: timedelta = LONGEST,
     ) -> dict[str, Any]:
         """Delegate to a new cluster, and sign the certificates of its scheduler and its manager.
 
@@ -133,8 +139,8 @@ class Delegations:
             For `scheduler` and `manager`, a certificate request (PEM).
         rights : iterable of Right, optional
             What its workers may read at most.
-        lifetime : datetime.timedelta
-            Of its certificates, workers' too; 12 hours at most.
+        lifetime, worker_lifetime : datetime.timedelta
+            Of the certificates of its scheduler and manager, and of its workers; 12 hours at most.
 
         Returns
         -------
@@ -150,8 +156,9 @@ class Delegations:
         """
         if user.role is not Role.USER:
             raise AccessError(f"a {user.role} cannot start clusters; a user can")
-        if not timedelta(0) < lifetime <= LONGEST:
-            raise TokenError(f"certificates for {lifetime}: give more than none and at most {LONGEST}")
+        for asked in (lifetime, worker_lifetime):
+            if not timedelta(0) < asked <= LONGEST:
+                raise TokenError(f"certificates for {asked}: give more than none and at most {LONGEST}")
         if set(requests) != {Role.SCHEDULER, Role.MANAGER}:
             raise TokenError("a cluster needs two requests, of its scheduler and its manager")
         uris_for(Role.MANAGER, user.user, cluster)  # is the name well-formed? it becomes a file's
@@ -160,7 +167,7 @@ class Delegations:
             raise AccessError(f"{user.user} has had a cluster {cluster}: give the new one another name")
         until = min(self.issuer.clock() + lifetime.total_seconds(), user.not_after)
         granted = None if rights is None else tuple(rights)
-        delegation = Delegation(user.user, cluster, user.serial, granted, lifetime, until)
+        delegation = Delegation(user.user, cluster, user.serial, granted, lifetime, worker_lifetime, until)
         signed = {name: self._signed(delegation, Role(name), request) for name, request in requests.items()}
         self._keep(delegation)
         return signed
@@ -324,7 +331,7 @@ class Delegations:
             role,
             delegation.user,
             cluster=delegation.cluster,
-            lifetime=delegation.lifetime,
+            lifetime=delegation.lifetime_of(role),
             parent=delegation.by,
         )
 
@@ -337,14 +344,18 @@ class Delegations:
 
     def _find(self, user: str, cluster: str) -> Delegation:
         entry = json.loads(read_private(self._path(user, cluster)))
-        rights, lifetime = entry.pop("rights"), timedelta(seconds=entry.pop("lifetime"))
-        return Delegation(rights=None if rights is None else tuple(map(_right, rights)), lifetime=lifetime, **entry)
+        for name in ("lifetime", "worker_lifetime"):
+            entry[name] = timedelta(seconds=entry[name])
+        if entry["rights"] is not None:
+            entry["rights"] = tuple(map(_right, entry["rights"]))
+        return Delegation(**entry)
 
     def _keep(self, delegation: Delegation) -> None:
         rights = delegation.rights
         entry = vars(delegation) | {
             "rights": None if rights is None else [vars(right) for right in rights],
             "lifetime": delegation.lifetime.total_seconds(),
+            "worker_lifetime": delegation.worker_lifetime.total_seconds(),
         }
         path = self._path(delegation.user, delegation.cluster)
         make_private_directory(path.parent)

@@ -120,6 +120,7 @@ def open_cluster(
     requests: Mapping[str, bytes],
     rights: Iterable[Right] | None = None,
     hours: float = 12.0,
+    worker_hours: float | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Delegate to a new Dask cluster.
 
@@ -136,7 +137,9 @@ def open_cluster(
     rights : iterable of Right, optional
         What its workers may read at most; all that policy grants, where it is not given.
     hours : float
-        For which its certificates are good; 12 at most.
+        For which the certificates of its scheduler and manager are good; 12 at most.
+    worker_hours : float, optional
+        The same of its workers, such as their walltime; `hours` where it is not given.
 
     Returns
     -------
@@ -152,7 +155,12 @@ def open_cluster(
     OSError
         The issuer cannot be reached.
     """
-    wish = {"cluster": cluster, "requests": {role: pem.decode() for role, pem in requests.items()}, "hours": hours}
+    wish = {
+        "cluster": cluster,
+        "requests": {role: pem.decode() for role, pem in requests.items()},
+        "hours": hours,
+        "worker_hours": hours if worker_hours is None else worker_hours,
+    }
     return _post(identity, url, "/v1/clusters", json.dumps(wish | _rights(rights)).encode())
 
 

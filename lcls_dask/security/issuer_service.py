@@ -7,7 +7,7 @@ method and path               body                                           ans
 ``POST /v1/tokens``           JSON: `rights` (or none, for all), `minutes`   `token`, `token_id`, `expires`
 ``POST /v1/clusters``         JSON: `cluster`, `requests` (of its            for each of both an introduction
                               `scheduler` and its `manager`), `rights`,
-                              `hours`
+                              `hours`, `worker_hours`
 ``DELETE /v1/clusters/<id>``                                                 (nothing)
 ``POST /v1/secrets``          JSON: `hashes`, `minutes`                      `deadline`
 ``POST /v1/enrolments``       JSON: `secret`, `request`                      an introduction, and maybe `token`
@@ -22,7 +22,8 @@ import json
 import logging
 import signal
 import ssl
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -94,7 +95,7 @@ class _Certificates(_Handler):
     def post(self) -> None:
         delegation: Delegation | None = self.delegations.of(self.peer)
         try:
-            lifetime = None if delegation is None else delegation.lifetime
+            lifetime = None if delegation is None else delegation.lifetime_of(self.peer.role)
             renewed = self.issuer.renew(self.certificate, self.request.body, lifetime)
         except IdentityError as error:
             raise TokenError(str(error)) from None
@@ -117,12 +118,14 @@ class _Tokens(_Handler):
 
 class _Clusters(_Handler):
     def post(self) -> None:
-        wish = _object(self.request.body, {"cluster", "requests", "rights", "hours"})
+        wish = _object(self.request.body, {"cluster", "requests", "rights", "hours", "worker_hours"})
         try:
             cluster = str(wish["cluster"])
             requests = {str(name): str(pem).encode() for name, pem in wish["requests"].items()}
             rights = None if wish.get("rights") is None else [_right(**entry) for entry in wish["rights"]]
-            lifetime = timedelta(hours=float(wish.get("hours", LONGEST.total_seconds() / 3600)))
+            longest = LONGEST / timedelta(hours=1)
+            lifetime = timedelta(hours=float(wish.get("hours", longest)))
+            of_workers = timedelta(hours=float(wish.get("worker_hours", longest)))
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
             raise TokenError(
                 'expected JSON such as {"cluster": "c1", "requests": {"scheduler": PEM, "manager": PEM}}'
@@ -130,7 +133,7 @@ class _Clusters(_Handler):
         if rights is not None:
             rights = narrowed(self.policy, self.peer.user, rights)
         try:
-            self.finish(self.delegations.open(self.peer, cluster, requests, rights, lifetime))
+            self.finish(self.delegations.open(self.peer, cluster, requests, rights, lifetime, of_workers))
         except IdentityError as error:
             raise TokenError(str(error)) from None
         logger.info("cluster %s of %s", cluster, self.peer.user)
@@ -271,6 +274,31 @@ def make_server(issuer: Issuer, policy: Policy, revocations: Revocations) -> HTT
     )
 
 
+@asynccontextmanager
+async def serving(server: HTTPServer, address: str, port: int) -> AsyncIterator[int]:
+    """Accept connections while this lasts.
+
+    Parameters
+    ----------
+    server : tornado.httpserver.HTTPServer
+    address : str
+    port : int
+        0: any that is free.
+
+    Yields
+    ------
+    int
+        The port.
+    """
+    sockets = bind_sockets(port, address)
+    server.add_sockets(sockets)
+    try:
+        yield sockets[0].getsockname()[1]
+    finally:
+        server.stop()
+        await server.close_all_connections()
+
+
 async def serve(server: HTTPServer, address: str, port: int, ready: Callable[[int], None]) -> None:
     """Serve until SIGTERM or SIGINT.
 
@@ -287,9 +315,6 @@ async def serve(server: HTTPServer, address: str, port: int, ready: Callable[[in
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    sockets = bind_sockets(port, address)
-    server.add_sockets(sockets)
-    ready(sockets[0].getsockname()[1])
-    await stop.wait()
-    server.stop()
-    await server.close_all_connections()
+    async with serving(server, address, port) as bound:
+        ready(bound)
+        await stop.wait()

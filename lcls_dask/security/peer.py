@@ -13,7 +13,7 @@ from ..errors import IdentityError
 _URN = "urn:lcls:"
 #: Names of users and clusters: what a file name, a log line and a URI can hold without quoting.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
-#: Clocks differ by some seconds: a certificate begins so much before it is signed, and is good at once on every machine.
+#: Clocks differ by some seconds: a certificate begins so long before it is signed, and is good at once everywhere.
 BACKDATED_S = 60.0
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlencode
 from weakref import WeakKeyDictionary
 
+from distributed import Client
 from tornado.httputil import HTTPServerRequest
 from tornado.web import Application, RequestHandler
 
@@ -131,7 +132,7 @@ def dashboard_link(client: Any) -> str:
         The client may not have one.
     """
     ticket = client.sync(client.scheduler.dashboard_ticket)
-    return f"{client.dashboard_link}?{urlencode({_PARAMETER: ticket})}"
+    return f"{Client.dashboard_link.fget(client)}?{urlencode({_PARAMETER: ticket})}"  # a client's own may be this one
 
 
 class _Gate:
