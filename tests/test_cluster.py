@@ -1,7 +1,6 @@
 """`connect` on this machine, to what runs already, and what it says when it cannot."""
 
 import http.cookiejar
-import importlib.metadata
 import os
 import re
 import tempfile
@@ -14,7 +13,7 @@ from pathlib import Path
 import dask.config
 import pytest
 from dask_jobqueue import PBSCluster
-from distributed import LocalCluster
+from distributed import LocalCluster, versions
 from gateway_rig import until
 from security_world import Service, make_world, serving
 
@@ -176,8 +175,8 @@ def test_other_versions_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with connect("local", workers=1) as client:
         owner = client.security.directories["client"]
         # of this process; its workers have the real one
-        real = importlib.metadata.version
-        monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.0.1" if name == "lcls_dask" else real(name))
+        real = versions._version_cached
+        monkeypatch.setattr(versions, "_version_cached", lambda name: "0.0.1" if name == "lcls_dask" else real(name))
         with pytest.raises(ClusterError, match=r"tls://.* runs lcls_dask .*, this process 0\.0\.1"):
             connect(client.cluster, identity=owner)
 
