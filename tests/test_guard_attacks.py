@@ -17,7 +17,7 @@ import dask
 import pytest
 from dask_rig import PRELOAD, SWEEP, Process, Rig, running, stock_context, until
 from distributed import Client, NannyPlugin, SchedulerPlugin, WorkerPlugin
-from distributed.comm import Comm, connect
+from distributed.comm import Comm, CommClosedError, connect
 from distributed.core import send_recv
 from distributed.protocol import ToPickle
 from distributed.versions import get_versions
@@ -104,20 +104,20 @@ async def join_as_client(comm: Comm, name: str) -> Any:
 
 
 def test_client_without_certificate(alice: Rig, scheduler: Process) -> None:
-    with pytest.raises(OSError, match="."):
+    with pytest.raises(CommClosedError):
         dial(alice.address, None, ask_identity)
     scheduler.audited(event="connect", decision="refused", reason="TLS: peer did not return a certificate")
 
 
 def test_same_names_from_another_authority(alice: Rig, scheduler: Process, tmp_path: Path) -> None:
     stranger = make_world(tmp_path).person("alice")
-    with pytest.raises(OSError, match="."):
+    with pytest.raises(CommClosedError):
         dial(alice.address, stranger, ask_identity)
     scheduler.audited(event="connect", decision="refused", reason="TLS: unable to get local issuer certificate")
 
 
 def test_expired_certificate(alice: Rig, scheduler: Process) -> None:
-    with pytest.raises(OSError, match="."):
+    with pytest.raises(CommClosedError):
         dial(alice.address, alice.short_lived(-1, "expired"), ask_identity)
     scheduler.audited(event="connect", decision="refused", reason="TLS: certificate has expired")
 
@@ -132,7 +132,7 @@ def test_pickles_of_another_user_are_never_read(alice: Rig, scheduler: Process, 
 
     bob = alice.person("bob")
     use, bomb = (ask_identity, tmp_path / "went-off") if kind == "handshake" else (bogus, None)
-    with pytest.raises(OSError, match="."):
+    with pytest.raises(CommClosedError):
         dial(alice.address, bob, use, bomb)
     serial = bob.peer.serial
     scheduler.audited(event="connect", decision="refused", reason="another user", user="bob", certificate=serial)
@@ -157,7 +157,7 @@ def test_whom_the_scheduler_turns_away(
     alice: Rig, scheduler: Process, user: str, role: Role, cluster: str | None, reason: str
 ) -> None:
     other = alice.person(user, role, cluster)
-    with pytest.raises(OSError, match="."):
+    with pytest.raises(CommClosedError):
         dial(alice.address, other, ask_identity)
     line = scheduler.audited(event="connect", decision="refused", reason=reason, certificate=other.peer.serial)
     assert (line["user"], line["role"], line["address"]) == (user, str(role), "127.0.0.1")
@@ -171,7 +171,7 @@ def test_nobody_but_the_cluster_dials_workers_and_nannies(
     address, told = next(iter(client.scheduler_info()["workers"].items()))
     address = address if target == "worker" else told["nanny"]
     for person, reason in ((alice.person(), "wrong role"), (alice.person("bob"), "another user")):
-        with pytest.raises(OSError, match="."):
+        with pytest.raises(CommClosedError):
             dial(address, person, ask_identity, bomb=tmp_path / "went-off")
         worker.audited(event="connect", decision="refused", reason=reason, certificate=person.peer.serial)
     assert not (tmp_path / "went-off").exists()
@@ -188,7 +188,7 @@ def test_nanny_that_was_forgotten(world: World, alice: Rig, client: Client, tmp_
         )
         client.wait_for_workers(2, timeout=60)
         for told in client.scheduler_info()["workers"].values():
-            with pytest.raises(OSError, match="."):
+            with pytest.raises(CommClosedError):
                 dial(told["nanny"], alice.person("bob"), ask_identity)
         process.audited(event="connect", decision="refused", reason="another user", user="bob")
     until(lambda: len(client.scheduler_info()["workers"]) == 1, "the second worker's end")
@@ -249,7 +249,7 @@ def test_certificate_that_expires_on_a_live_connection(alice: Rig, scheduler: Pr
 
     async def stay(comm: Comm) -> float:
         assert (await send_recv(comm, op="identity"))["type"] == "Scheduler"
-        with pytest.raises(OSError, match="."):
+        with pytest.raises(CommClosedError):
             await comm.read()
         return time.time()
 
@@ -264,13 +264,13 @@ def test_revoked_while_connected(alice: Rig, scheduler: Process) -> None:
     async def stay(comm: Comm) -> None:
         assert (await send_recv(comm, op="identity"))["type"] == "Scheduler"
         alice.revoke(lost)
-        with pytest.raises(OSError, match="."):
+        with pytest.raises(CommClosedError):
             await asyncio.wait_for(comm.read(), 10)
 
     dial(alice.address, lost, stay)
     serial = lost.peer.serial
     scheduler.audited(event="connection", decision="ended", reason="certificate revoked", certificate=serial)
-    with pytest.raises(OSError, match="."):
+    with pytest.raises(CommClosedError):
         dial(alice.address, lost, ask_identity)
     scheduler.audited(event="connect", decision="refused", reason="certificate revoked", certificate=serial)
 
@@ -283,7 +283,7 @@ def test_user_registers_as_worker(alice: Rig, client: Client, scheduler: Process
         await comm.write({"op": "register-worker", "address": "tls://127.0.0.1:9", "reply": False})
         return await comm.read()
 
-    with pytest.raises(OSError, match="."):
+    with pytest.raises(CommClosedError):
         dial(alice.address, alice.person(), join)
     scheduler.audited(event="op", decision="refused", op="register-worker", reason="not for the role user")
     assert len(client.scheduler_info()["workers"]) == 1
@@ -291,7 +291,7 @@ def test_user_registers_as_worker(alice: Rig, client: Client, scheduler: Process
 
 def test_duplicate_client_id(alice: Rig, client: Client, scheduler: Process) -> None:
     for name in (client.id, "fire-and-forget"):
-        with pytest.raises(OSError, match="."):
+        with pytest.raises(CommClosedError):
             dial(alice.address, alice.person(), lambda comm, name=name: join_as_client(comm, name))
     scheduler.audited(event="op", decision="refused", op="register-client", reason="the client's id is in use")
     assert client.submit(int, "7").result(timeout=20) == 7
