@@ -114,14 +114,16 @@ class Rig:
         self.processes.append(process)
         return process
 
-    def scheduler(self, *more: str, name: str = "scheduler.json", **options: Any) -> Process:
+    def scheduler(
+        self, *more: str, name: str = "scheduler.json", identity: Identity | None = None, **options: Any
+    ) -> Process:
         """A scheduler, and its address once it listens."""
         file = self.path / name
         process = self.dask(
             "scheduler",
             *("--preload", "lcls_dask.plugins.scheduler", "--host", "127.0.0.1", "--port", "0"),
             *("--dashboard-address", "127.0.0.1:0", "--scheduler-file", str(file), *more),
-            identity=self.person(role=Role.SCHEDULER, cluster=self.cluster).directory,
+            identity=(identity or self.person(role=Role.SCHEDULER, cluster=self.cluster)).directory,
             **options,
         )
 

@@ -291,8 +291,9 @@ def test_who_has_replicate_rebalance(client: Client) -> None:
 
 
 def test_resources_and_annotations(client: Client) -> None:
-    with dask.annotate(resources={"detector": 1}, priority=10, retries=1):
+    with dask.annotate(priority=10, retries=1):
         assert client.compute(da.ones(10, chunks=5).sum()).result(timeout=30) == 10
+    assert client.submit(operator.neg, 1, resources={"detector": 1}, pure=False).result(timeout=30) == -1
 
 
 def test_work_stealing(client: Client) -> None:

@@ -67,6 +67,11 @@ class GuardedListener(TLSListener):
         #: The Dask server, guarded before the first connection.
         self.served = guard_server(getattr(comm_handler, "__self__", None), guard)
 
+    async def start(self) -> None:
+        """Listen."""
+        self.guard.begin()
+        await super().start()
+
     async def on_connection(self, comm: Comm, handshake_overrides: dict[str, Any] | None = None) -> None:
         """Read the first message of somebody who was admitted."""
         assert isinstance(comm, GuardedTLS)

@@ -135,12 +135,16 @@ class Guard:
 
     def watch(self, link: Link) -> None:
         """End a connection when the certificate behind it lapses. Called in the event loop that serves it."""
+        self.begin().add(link)
+
+    def begin(self) -> WeakSet[Link]:
+        """Sweep from now on, in the running event loop; gives the connections that it looks at."""
         loop = asyncio.get_running_loop()
         links = self._links.get(loop)
         if links is None:
             links = self._links[loop] = WeakSet()
             loop.call_later(config.sweep(), self._sweep, loop)
-        links.add(link)
+        return links
 
     def _decide(self, event: str, der: bytes | None, address: str, roles: Container[Role]) -> Caller:
         caller = None
