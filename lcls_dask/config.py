@@ -128,6 +128,11 @@ def cluster_audit() -> Path:
     return audit() or _state() / "audit"
 
 
+def cluster_logs() -> Path:
+    """Directory of jobs' logs, where dask-jobqueue is not told another."""
+    return cluster_directory() / "logs"
+
+
 def retire_before(walltime: float) -> float:
     """Seconds before the end of their walltime at which workers retire."""
     return min(float(parse_timedelta(cluster("retire-before"))), walltime / 10)

@@ -86,27 +86,30 @@ def job_options(
     """
     name = options.get("config_name") or cls.job_cls.default_config_name()
 
-    def given(option: str, default: Any) -> Any:
+    def _given(option: str, default: Any) -> Any:
         value = options.get(option)
         key = f"jobqueue.{name}.{option.replace('_', '-')}"
         return dask.config.get(key, default) or default if value is None else value
 
-    if given("cores", None) is None or given("memory", None) is None:
+    if _given("cores", None) is None or _given("memory", None) is None:
         raise ClusterError(f"say what a job of {name} is given: connect({name!r}, cores=8, memory='24GB', ...)")
-    worker = [*given("worker_extra_args", []), *_PRELOADS]
-    walltime = given("walltime", None)
+    worker = [*_given("worker_extra_args", []), *_PRELOADS]
+    walltime = _given("walltime", None)
     if walltime is not None and "--lifetime" not in worker:
         seconds = parse_walltime(walltime)
         early = config.retire_before(seconds)
         # not all at once: what one hands over, the others must take
         worker += ["--lifetime", f"{seconds - early:.0f}s", "--lifetime-stagger", f"{early / 2:.0f}s"]
-    scheduler = {"dashboard_address": "127.0.0.1:0"} | dict(given("scheduler_options", {}))
+    logs = _given("log_directory", str(config.cluster_logs()))
+    Path(logs).expanduser().mkdir(mode=0o700, parents=True, exist_ok=True)
+    scheduler = {"dashboard_address": "127.0.0.1:0"} | dict(_given("scheduler_options", {}))
     if host is not None and not {"host", "interface"} & set(scheduler):
         scheduler["host"] = host
-    joining = prologue(given("python", sys.executable), secrets, issuer)
+    joining = prologue(_given("python", sys.executable), secrets, issuer)
     return dict(options) | {
         "worker_extra_args": worker,
-        "job_script_prologue": [*given("job_script_prologue", []), *joining],
+        "job_script_prologue": [*_given("job_script_prologue", []), *joining],
+        "log_directory": logs,
         "scheduler_options": scheduler,
         "protocol": "tls://",
     }
@@ -245,12 +248,9 @@ def _queue(cluster: Any, jobs: list[str]) -> str:
 
 
 def _logs(cluster: Any, jobs: list[str]) -> Iterator[str]:
-    """The last lines of each job's error file, where dask-jobqueue was told a directory for them, or Slurm's own."""
-    header = re.findall(r"^#SBATCH -e (\S+)", cluster.job_header, re.MULTILINE)
-    pattern = header[0] if header else "slurm-%J.out"
+    """The last lines of the last jobs' error files."""
+    folder = Path(cluster._job_kwargs["log_directory"]).expanduser()
     for job in jobs[-2:]:
-        path = Path(pattern.replace("%J", job).replace("%j", job))
-        if path.is_file():
-            lines = path.read_text(errors="replace").splitlines()[-15:]
-            if lines:
+        for path in sorted(folder.glob(f"*{job}.e*")):
+            if lines := path.read_text(errors="replace").splitlines()[-15:]:
                 yield f"{path}:\n" + "\n".join(lines)

@@ -133,15 +133,15 @@ def own_domain(host: str) -> Domain:
     told: list[int | BaseException] = []
     loop, stop = asyncio.new_event_loop(), asyncio.Event()
 
-    async def serve() -> None:
+    async def _serve() -> None:
         async with serving(make_server(*parts), host, 0) as port:
             told.append(port)
             ready.set()
             await stop.wait()
 
-    def run() -> None:
+    def _run() -> None:
         try:
-            loop.run_until_complete(serve())
+            loop.run_until_complete(_serve())
         except BaseException as error:
             told.append(error)
             raise
@@ -149,18 +149,18 @@ def own_domain(host: str) -> Domain:
             ready.set()
             loop.close()
 
-    thread = threading.Thread(target=run, name="lcls-issuer", daemon=True)
+    thread = threading.Thread(target=_run, name="lcls-issuer", daemon=True)
     thread.start()
     ready.wait()
     if isinstance(told[0], BaseException):
         raise IdentityError(f"an issuer cannot be served on {host}: {told[0]}")
 
-    def close() -> None:
+    def _close() -> None:
         loop.call_soon_threadsafe(stop.set)
         thread.join(10)
         shutil.rmtree(base, ignore_errors=True)
 
-    return Domain(f"https://{host}:{told[0]}", owner, False, close)
+    return Domain(f"https://{host}:{told[0]}", owner, False, _close)
 
 
 def mint(
