@@ -20,6 +20,7 @@ RATIOS = {
     "importing": ["CPU time of import lcls_dask"],
     "gateway": ["a cached decision takes"],
     "remote": ["throughput of open and sum over bare TLS"],
+    "cluster": ["tiny tasks, speed of guarded over stock"],
 }
 REAL = {"hsd": grow.HSD, "jungfrau": grow.JUNGFRAU}
 

@@ -132,7 +132,9 @@ def dashboard_link(client: Any) -> str:
         The client may not have one.
     """
     ticket = client.sync(client.scheduler.dashboard_ticket)
-    return f"{Client.dashboard_link.fget(client)}?{urlencode({_PARAMETER: ticket})}"  # a client's own may be this one
+    # not the client's own link, which may be made by this function
+    link = vars(Client)["dashboard_link"].fget(client)
+    return f"{link}?{urlencode({_PARAMETER: ticket})}"
 
 
 class _Gate:
