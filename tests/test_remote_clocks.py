@@ -19,8 +19,9 @@ from lcls_dask.formats import open_source
 from lcls_dask.formats.remote.clocks import of_refusal
 from lcls_dask.security import Role, create_identity
 from lcls_dask.security.certificates import load_certificate
-from lcls_dask.security.identity import accept, trust_authority
+from lcls_dask.security.introductions import accept
 from lcls_dask.security.issuer import create_issuer, open_issuer
+from lcls_dask.security.trust import trust_authority
 
 EXPERIMENT = "tmox42619"
 HOUR = 3600.0

@@ -21,7 +21,8 @@ from lcls_dask.formats import discover, open_source
 from lcls_dask.formats.remote import credentials as remote_credentials
 from lcls_dask.formats.remote import gateway as remote_gateway
 from lcls_dask.security import load_identity
-from lcls_dask.security.identity import accept, introduce, rotate_identity
+from lcls_dask.security.identity import rotate_identity
+from lcls_dask.security.introductions import accept, introduce
 
 EXPERIMENT, IMAGE, CHUNKS = "tmox42619", "det.raw.image", 60
 SIMULATED, STORED = f"lcls://{EXPERIMENT}/r0001", f"lcls://{EXPERIMENT}/r0005"
