@@ -294,8 +294,10 @@ def _owned(
 
 def _end(cluster: Any, supply: Supply, minted: Minted) -> None:
     supply.close()
-    cluster.close()
-    minted.close()
+    try:
+        cluster.close()
+    finally:
+        minted.close()
 
 
 def _wait(client: Client, workers: int, seconds: float, why: Callable[[], tuple[str, str]]) -> None:
