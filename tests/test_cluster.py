@@ -13,7 +13,7 @@ from pathlib import Path
 import dask.config
 import pytest
 from dask_jobqueue import PBSCluster
-from distributed import LocalCluster, versions
+from distributed import LocalCluster, SchedulerPlugin, versions
 from gateway_rig import until
 from security_world import Service, make_world, serving
 
@@ -156,6 +156,15 @@ def test_what_connect_refuses() -> None:
         pytest.raises(ClusterError, match="not guarded"),
     ):
         connect(stock)
+
+
+@pytest.mark.parametrize("plugins", [[], [SchedulerPlugin()]])
+def test_no_option_takes_the_guards_away(own_state: Path, plugins: list[SchedulerPlugin]) -> None:
+    with pytest.raises(ClusterError, match="speaks tls:// alone"):
+        connect("local", workers=1, scheduler_kwargs={"protocol": "tcp://", "plugins": plugins})
+    with pytest.raises(ClusterError, match="cannot be started"):
+        connect("local", workers=1, security=None)
+    assert list(own_state.glob("lcls-*")) == []
 
 
 def test_nothing_stays_of_a_cluster_that_does_not_start(own_state: Path) -> None:

@@ -4,13 +4,14 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import dask.config
 import pytest
 from cluster_rig import Site, open_site, tof_work, write_runs
+from cluster_tasks import slowly
 from gateway_rig import Gateway, until
 
 from lcls_dask.cluster import ClusterClient, connect
@@ -29,12 +30,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def site(runs: Path, tmp_path: Path) -> Iterator[tuple[Site, Gateway]]:
     with open_site(tmp_path, runs) as (made, gateway), dask.config.set(made.settings(gateway)):
         yield made, gateway
-
-
-def slowly(work: Callable[[Any], Any], part: Any, seconds: float) -> Any:
-    """So that there is a middle, on any machine."""
-    time.sleep(seconds)
-    return work(part)
 
 
 def suspicious(client: ClusterClient) -> int:

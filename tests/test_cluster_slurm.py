@@ -4,28 +4,30 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import cloudpickle
 import dask.config
 import numpy as np
 import pytest
 import xarray as xr
 from cluster_rig import EXPERIMENT, SFX, TOF, Site, open_site, sfx_work, slurm, tof_work, uri, write_runs
+from cluster_tasks import PATH, slowly
 from gateway_rig import Gateway, until
 
 from lcls_dask.cluster import ClusterClient, connect
 from lcls_dask.demo import sfx, tof
 from lcls_dask.errors import WorkersMissingError
 
-# jobs cannot import what lies beside the tests
-cloudpickle.register_pickle_by_value(sys.modules[__name__])
-
 ROOT = Path(__file__).resolve().parents[1]
-JOB = {"cores": 1, "processes": 1, "memory": "1GB", "walltime": "00:20:00", "interface": "lo"}
+JOB = {
+    "cores": 1,
+    "processes": 1,
+    "memory": "1GB",
+    "walltime": "00:20:00",
+    "interface": "lo",
+    "job_script_prologue": [PATH],
+}
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +56,6 @@ def jobs_of(client: ClusterClient) -> dict[str, str]:
         for a in client.scheduler_info(-1)["workers"]
     }
     return {address: future.result() for address, future in futures.items()}  # fmt: skip
-
-
-def slowly(work: Callable[[Any], Any], part: Any) -> Any:
-    """So that there is a middle, on any machine."""
-    time.sleep(0.1)
-    return work(part)
 
 
 def test_two_jobs_reduce_both_runs_and_one_is_retired(site: tuple[Site, Gateway], tmp_path: Path) -> None:
@@ -93,7 +89,7 @@ def test_a_job_is_killed_in_the_middle_and_replaced(site: tuple[Site, Gateway]) 
     with connect("slurm", adapt=(2, 2), **JOB) as client:
         work, parts, right = tof_work(made)
         before = jobs_of(client)
-        futures = client.map(slowly, [work] * len(parts), parts, pure=False)
+        futures = client.map(slowly, [work] * len(parts), parts, [0.1] * len(parts), pure=False)
         until(lambda: sum(future.done() for future in futures) >= len(parts) // 4, 120, "a quarter of the reduction")
         victim = min(before.values(), key=int)
         subprocess.run(["scancel", victim], check=True, timeout=30)

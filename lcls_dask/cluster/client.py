@@ -3,7 +3,7 @@
 import os
 import socket
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +177,7 @@ def _local(
         if minted.domain.facility:
             settings = dask.config.get("lcls") | {"identity": str(worker), "issuer": minted.domain.issuer}
             options["config"] = {"lcls": settings} | options.get("config", {})
-        scheduler = {"plugins": [SchedulerGuard()]} | options.pop("scheduler_kwargs", {})
+        scheduler = _guarded(options.pop("scheduler_kwargs", {}))
         started = _started(
             lambda: LocalCluster(
                 n_workers=workers if adapt is None else adapt[0],
@@ -213,7 +213,7 @@ def _queued(
     minted = _minted(domain, experiments, config.cluster_directory(), walltime)
     try:
         given = jobs.job_options(cls, options, minted.enrolment.directory, domain.issuer, None if interface else host)
-        given["scheduler_options"] = {"plugins": [SchedulerGuard()]} | given["scheduler_options"]
+        given["scheduler_options"] = _guarded(given["scheduler_options"])
         security = security_of(minted.manager, scheduler=minted.scheduler)
         started = _started(lambda: cls(security=security, **given))
     except BaseException:
@@ -258,11 +258,19 @@ def _minted(
     return minted
 
 
+def _guarded(scheduler: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a scheduler that does not start unless it is guarded, whatever else they say."""
+    return dict(scheduler) | {"plugins": [SchedulerGuard(), *scheduler.get("plugins", ())]}
+
+
 def _started(start: Callable[[], Any]) -> Any:
     try:
         return start()
     except (ValueError, TypeError, RuntimeError, OSError) as error:
-        raise ClusterError(f"the cluster cannot be started: {' '.join(str(error).split())}") from error
+        reason: BaseException = error
+        while reason.__cause__ is not None:  # distributed says "failed to start" twice before it says why
+            reason = reason.__cause__
+        raise ClusterError(f"the cluster cannot be started: {' '.join(str(reason).split())}") from error
 
 
 def _owned(
@@ -294,8 +302,10 @@ def _owned(
 
 def _end(cluster: Any, supply: Supply, minted: Minted) -> None:
     supply.close()
-    cluster.close()
-    minted.close()
+    try:
+        cluster.close()
+    finally:
+        minted.close()
 
 
 def _wait(client: Client, workers: int, seconds: float, why: Callable[[], tuple[str, str]]) -> None:

@@ -130,9 +130,9 @@ def prologue(python: str, secrets: Path, issuer: str) -> list[str]:
 
     Examples
     --------
-    >>> lines = prologue("python", Path("/home/alice/c1-secrets"), "https://issuer:4433")
+    >>> lines = prologue("python", Path("/shared/c1-secrets"), "https://issuer:4433")
     >>> lines[0]
-    'CERTIFIED_CONFIG=$(python -m lcls_dask identity enrol /home/alice/c1-secrets) || exit 1'
+    'CERTIFIED_CONFIG=$(python -m lcls_dask identity enrol /shared/c1-secrets) || exit 1'
     """
     settings = {**config.chosen(), "issuer": issuer}
     for private in ("identity", "token"):
