@@ -132,7 +132,9 @@ def test_the_dashboard_is_for_who_asks_the_client(monkeypatch: pytest.MonkeyPatc
             urllib.request.urlopen(link)  # its ticket was used
         owner = client.security.directories["client"]
         monkeypatch.setenv("JUPYTERHUB_SERVICE_PREFIX", "/user/alice/")
-        with connect(client.cluster, identity=owner) as second:
+        # put back afterwards: other tests of this process run without JupyterHub
+        link_there = {"distributed.dashboard.link": dask.config.get("distributed.dashboard.link")}
+        with dask.config.set(link_there), connect(client.cluster, identity=owner) as second:
             port = re.search(r":(\d+)/", plain)
             assert port is not None
             assert second.dashboard_link.startswith(f"/user/alice/proxy/{port[1]}/status?ticket=")
