@@ -26,7 +26,14 @@ from lcls_dask.security.enrolment import Enrolment, create_enrolment, enrol, ope
 from lcls_dask.security.files import read_private
 from lcls_dask.security.identity import TOKEN_FILE
 from lcls_dask.security.introductions import accept
-from lcls_dask.security.issuer_client import announce_secrets, close_cluster, fetch_token, open_cluster, renew
+from lcls_dask.security.issuer_client import (
+    announce_secrets,
+    close_cluster,
+    fetch_token,
+    is_refusal,
+    open_cluster,
+    renew,
+)
 from lcls_dask.security.tls import anonymous_context
 
 
@@ -402,6 +409,19 @@ def test_somebody_else_at_the_issuers_address(service: Service, tmp_path: Path) 
     with pytest.raises(IdentityError, match="its certificate cannot be trusted"):
         enrol(made.directory, tmp_path / "worker", 5)
     assert len(list((made.directory / "waiting").iterdir())) == 1
+
+
+def test_an_issuer_that_cannot_be_trusted_has_refused_nothing(service: Service, tmp_path: Path) -> None:
+    """Its clock, or ours, may be put right: who keeps a certificate good goes on asking."""
+    stranger = make_world(tmp_path / "elsewhere").person("alice")
+    with pytest.raises(IdentityError, match="cannot be trusted") as untrusted:
+        renew(stranger, service.url)
+    assert not is_refusal(untrusted.value)
+    alice = service.world.person("alice")
+    service.world.issuer.revoke(alice.peer.serial, service.world.revoked_file, "laptop lost")
+    with pytest.raises(IdentityError, match="revoked") as refused:
+        renew(alice, service.url)
+    assert is_refusal(refused.value)
 
 
 def test_no_issuer_in_time_takes_no_secret(world: World, capsys: pytest.CaptureFixture[str]) -> None:

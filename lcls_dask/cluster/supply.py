@@ -5,9 +5,10 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from ..errors import AccessError, LclsError
+from ..errors import LclsError
 from ..security import load_identity
 from ..security.enrolment import Enrolment
+from ..security.issuer_client import is_refusal
 
 _log = logging.getLogger(__name__)
 
@@ -62,11 +63,11 @@ class Supply:
         while not self._stop.wait(self._interval):
             try:
                 self._fill()
-            except AccessError as error:
-                if not self._stop.is_set():
-                    _log.error("no worker can join any more: %s", error)
-                return
             except (LclsError, OSError) as error:
+                if is_refusal(error):
+                    if not self._stop.is_set():
+                        _log.error("no worker can join any more: %s", error)
+                    return
                 _log.warning("no new enrolment secrets yet: %s", error)
 
     def _fill(self) -> None:

@@ -309,6 +309,23 @@ def ask(
     return content
 
 
+def is_refusal(error: BaseException) -> bool:
+    """Whether an issuer has refused, so that asking again is of no use.
+
+    Not where its certificate could not be trusted: a clock may be wrong, or that certificate have ended.
+
+    Parameters
+    ----------
+    error : BaseException
+        Of a function of this module.
+
+    Returns
+    -------
+    bool
+    """
+    return isinstance(error, AccessError) and not isinstance(error.__cause__, ssl.SSLError)
+
+
 def _post(
     identity: Identity, url: str, path: str, body: bytes, context: ssl.SSLContext | None = None
 ) -> dict[str, Any]:

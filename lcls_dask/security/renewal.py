@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 
 from .. import config
-from ..errors import AccessError, LclsError
+from ..errors import LclsError
 from .identity import load_identity
-from .issuer_client import renew_if_due
+from .issuer_client import is_refusal, renew_if_due
 
 _log = logging.getLogger(__name__)
 
@@ -63,10 +63,10 @@ def _keep(directory: Path, issuer: str, end: threading.Event) -> None:
                 identity = renew_if_due(identity, issuer)
                 _log.info("the certificate is good until %s", time.ctime(identity.peer.not_after))
             pause = max(0.0, identity.peer.half_time - time.time())
-        except AccessError as error:
-            if not end.is_set():
-                _log.error("the certificate is not renewed any more: %s", error)
-            return
         except (LclsError, OSError) as error:
+            if is_refusal(error):
+                if not end.is_set():
+                    _log.error("the certificate is not renewed any more: %s", error)
+                return
             _log.warning("the certificate could not be renewed yet: %s", error)
             pause = _RETRY
