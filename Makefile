@@ -7,7 +7,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 # what people call or read first; the docstrings there are held to numpydoc
 PUBLIC = $(wildcard lcls_dask/*.py lcls_dask/access/*.py lcls_dask/stores/*.py lcls_dask/formats/*.py \
-           lcls_dask/formats/remote/*.py lcls_dask/security/*.py lcls_dask/gateway/*.py plugins/*.py) \
+           lcls_dask/formats/remote/*.py lcls_dask/security/*.py lcls_dask/security/guard/*.py lcls_dask/cluster/*.py \
+           lcls_dask/gateway/*.py plugins/*.py) \
          lcls_dask/facility/simulation.py
 
 .DEFAULT_GOAL := help
@@ -74,6 +75,14 @@ $(VENV)/.postgresql: $(VENV)/.installed
 	 else echo "there is no PostgreSQL (apt-get install postgresql): gateways are tested with SQLite alone" >$@; \
 	 fi
 
+# the batch system whose jobs are workers in the tests; each test starts one of its own
+$(VENV)/.slurm: $(VENV)/.installed
+	@$(call APT,slurmctld,slurmctld slurmd slurm-client munge)
+	@if command -v slurmctld >/dev/null && command -v slurmd >/dev/null && command -v munged >/dev/null; \
+	 then : >$@; \
+	 else echo "there is no Slurm (apt-get install slurmctld slurmd slurm-client munge): clusters are tested without it" >$@; \
+	 fi
+
 # says what is absent of a target's own prerequisites
 define ABSENT
 for record in $(filter-out $(VENV)/.installed,$(filter $(VENV)/%,$^)); do \
@@ -96,11 +105,11 @@ lint: $(VENV)/.installed
 	$(BIN)/mypy
 	$(BIN)/numpydoc lint $(PUBLIC)
 
-test: $(VENV)/.psana $(VENV)/.chromium $(VENV)/.postgresql $(VENV)/.faketime $(VENV)/.zarrita lint
+test: $(VENV)/.psana $(VENV)/.chromium $(VENV)/.postgresql $(VENV)/.slurm $(VENV)/.faketime $(VENV)/.zarrita lint
 	@$(ABSENT)
 	$(BIN)/python -m pytest -n 2 -m "not long"
 
-test-long: $(VENV)/.psana $(VENV)/.postgresql
+test-long: $(VENV)/.psana $(VENV)/.postgresql $(VENV)/.slurm
 	@$(ABSENT)
 	$(BIN)/python -m pytest -m long
 

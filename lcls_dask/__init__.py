@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .access.experiment import Experiment, open_experiment
     from .access.run import Run, open_run
+    from .cluster import connect
     from .facility import simulate
 
 __version__ = "0.1.0"
@@ -20,12 +21,13 @@ __version__ = "0.1.0"
 _LAZY = {
     "Experiment": "access.experiment",
     "Run": "access.run",
+    "connect": "cluster",
     "open_experiment": "access.experiment",
     "open_run": "access.run",
     "simulate": "facility",
 }
 
-__all__ = ["Experiment", "Run", "__version__", "open_experiment", "open_run", "simulate"]
+__all__ = ["Experiment", "Run", "__version__", "connect", "open_experiment", "open_run", "simulate"]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,30 +2,26 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import dask.config
+import yaml
+from dask.utils import parse_timedelta
 
-DEFAULTS = {
-    "index-cache": None,  # directory of run indexes; None: the user's cache directory
-    "root": None,  # directory of experiments that lcls:// is read from without a gateway
-    "gateway": None,  # address of the gateway that lcls:// is read from
-    "identity": None,  # directory with this user's key and certificates
-    "token": None,  # file that holds the token; None: "token" in the identity's directory
-    "issuer": None,  # address of the issuer that renews certificate and token; None: the token's file is all
-    "token-minutes": 10,  # how long a token from the issuer shall last
-    "patience": 60,  # seconds for which a gateway that does not answer is asked again
-    "direct": True,  # read the facility's own files where the gateway says so and they are seen from here
-    "chunk-cache": None,  # directory in which chunks from a gateway are kept; None: none are
-    "chunk-cache-bytes": 10_000_000_000,  # most that it may hold
-    "quiet-after": 60,  # seconds without a write, after which a run without an end counts as cut
-}
+DEFAULTS: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("lcls_dask.yaml").read_text())
 
-dask.config.update_defaults({"lcls": DEFAULTS})
+dask.config.update_defaults(DEFAULTS)
 
 
 def _setting(name: str) -> str | None:
     value = dask.config.get(f"lcls.{name}", None)
     return value if value is not None else os.environ.get("LCLS_" + name.upper().replace("-", "_"))
+
+
+def chosen() -> dict[str, str]:
+    """Settings, those of clusters apart, that are not the defaults: what another process of this user needs to know."""
+    found = {name: _setting(name) for name in DEFAULTS["lcls"] if name != "cluster"}
+    return {name: str(value) for name, value in found.items() if value != DEFAULTS["lcls"][name]}
 
 
 def index_cache() -> Path:
@@ -94,6 +90,53 @@ def chunk_cache_bytes() -> int:
     return int(dask.config.get("lcls.chunk-cache-bytes"))
 
 
+def audit() -> Path | None:
+    """Directory of a Dask process's audit: ``lcls.audit`` or ``LCLS_AUDIT``."""
+    chosen = _setting("audit")
+    return Path(chosen).expanduser() if chosen else None
+
+
+def revocations() -> Path | None:
+    """File of revoked certificates: ``lcls.revocations`` or ``LCLS_REVOCATIONS``."""
+    chosen = _setting("revocations")
+    return Path(chosen).expanduser() if chosen else None
+
+
+def sweep() -> float:
+    """Seconds between looks of a Dask process at the certificates of its connections."""
+    return float(dask.config.get("lcls.sweep"))
+
+
 def quiet_after() -> float:
     """Seconds without a write after which a run that has no end counts as cut, not live."""
     return float(dask.config.get("lcls.quiet-after"))
+
+
+def cluster(name: str) -> Any:
+    """A setting of clusters: ``lcls.cluster.<name>``."""
+    return dask.config.get(f"lcls.cluster.{name}")
+
+
+def cluster_directory() -> Path:
+    """Directory of enrolment secrets that jobs see: ``lcls.cluster.directory``, or one in the user's home."""
+    given = cluster("directory")
+    return Path(given).expanduser() if given else _state() / "clusters"
+
+
+def cluster_audit() -> Path:
+    """Directory of a cluster's audit: ``lcls.audit``, or one in the user's home, as its identities do not stay."""
+    return audit() or _state() / "audit"
+
+
+def cluster_logs() -> Path:
+    """Directory of jobs' logs, where dask-jobqueue is not told another."""
+    return cluster_directory() / "logs"
+
+
+def retire_before(walltime: float) -> float:
+    """Seconds before the end of their walltime at which workers retire."""
+    return min(float(parse_timedelta(cluster("retire-before"))), walltime / 10)
+
+
+def _state() -> Path:
+    return Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "lcls_dask"

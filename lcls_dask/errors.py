@@ -17,6 +17,9 @@
     ├── TargetExistsError     FileExistsError    what shall be written is there already
     ├── SimulationError       ValueError         what was asked for cannot be simulated
     ├── GatewayError          RuntimeError       a gateway cannot start
+    ├── GuardError            RuntimeError       a Dask process is not guarded as it must be
+    ├── ClusterError          RuntimeError       a Dask cluster cannot be started or used
+    ├── WorkersMissingError   TimeoutError       workers have not come in time
     ├── UnreachableError      ConnectionError    a gateway does not answer
     ├── StorageError          OSError            the disk that the runs lie on is away
     ├── StateError            ConnectionError    the gateway's state database cannot be used
@@ -89,6 +92,18 @@ class SimulationError(LclsError, ValueError):
 
 class GatewayError(LclsError, RuntimeError):
     """A gateway cannot start."""
+
+
+class GuardError(LclsError, RuntimeError):
+    """A Dask process is not guarded as it must be, so it does not start."""
+
+
+class ClusterError(LclsError, RuntimeError):
+    """A Dask cluster cannot be started or used."""
+
+
+class WorkersMissingError(LclsError, TimeoutError):
+    """The workers of a Dask cluster have not come in time; the note says why, and shows the job script."""
 
 
 class UnreachableError(LclsError, ConnectionError):

@@ -1,7 +1,13 @@
 """A small facility for the tests of security: an issuer, two users, a policy, and a clock that stands still."""
 
+import http.client
 import json
+import signal
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +22,7 @@ from lcls_dask.security import (
     PolicyFile,
     Right,
     Role,
+    client_context,
     create_identity,
     create_revocations,
     load_identity,
@@ -92,6 +99,53 @@ class World:
     def later(self, seconds: float) -> None:
         self.clock.now += seconds
         self.monotonic.now += seconds
+
+
+@dataclass
+class Service:
+    """`lcls-dask issue serve` as a process of its own."""
+
+    world: World
+    url: str
+    process: subprocess.Popen[str]
+
+    @property
+    def log(self) -> str:
+        return (self.world.path / "log").read_text()
+
+    def post(self, who: Identity, path: str, body: bytes, method: str = "POST") -> tuple[int, dict[str, object]]:
+        context = client_context(who, [self.world.issuer.authority])
+        connection = http.client.HTTPSConnection(self.url.removeprefix("https://"), context=context, timeout=20)
+        try:
+            connection.request(method, path, body)
+            answer = connection.getresponse()
+            return answer.status, json.loads(answer.read() or b"{}")
+        finally:
+            connection.close()
+
+
+@contextmanager
+def serving(world: World, *more: str) -> Iterator[Service]:
+    arguments = ["--policy", str(world.policy_file), "--revocations", str(world.revoked_file), "--port", "0", *more]
+    with (world.path / "log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "lcls_dask", "issue", "serve", str(world.issuer.directory), *arguments],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+        )
+    assert process.stdout is not None
+    line = process.stdout.readline().strip()
+    service = Service(world, line, process)
+    assert line.startswith("https://127.0.0.1:"), service.log
+    try:
+        yield service
+    finally:
+        process.send_signal(signal.SIGTERM)
+        status = process.wait(20)
+        process.stdout.close()
+    assert status == 0
+    assert "Traceback" not in service.log
 
 
 READ = frozenset({Operation.READ})

@@ -23,6 +23,7 @@ RATIOS = {
     "passthrough": ["server's CPU time over reading, decoding, sending"],
     "lclstreamer": ["throughput over LCLStreamer's path"],
     "tiled": ["throughput over tiled's"],
+    "cluster": ["tiny tasks, speed of guarded over stock"],
 }
 REAL = {"hsd": grow.HSD, "jungfrau": grow.JUNGFRAU}
 

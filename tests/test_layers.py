@@ -31,6 +31,7 @@ LAYERS = {
     "batches": 4,
     "plot": 5,
     "cli": 5,
+    "__main__": 5,
     "demo": 5,
 }
 

@@ -1,8 +1,6 @@
 """The issuer's service over real sockets, and the commands."""
 
-import http.client
 import json
-import signal
 import socket
 import stat
 import subprocess
@@ -10,13 +8,12 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from cryptography.x509.oid import NameOID
-from security_world import World, make_world, right
+from security_world import Service, World, make_world, right, serving
 
 from lcls_dask import cli
 from lcls_dask.errors import AccessError, IdentityError
@@ -26,7 +23,6 @@ from lcls_dask.security import (
     Operation,
     Right,
     Role,
-    client_context,
     create_identity,
     load_identity,
     revoke,
@@ -45,45 +41,11 @@ def world(tmp_path: Path) -> World:
     return make_world(tmp_path)
 
 
-@dataclass
-class Service:
-    world: World
-    url: str
-    process: subprocess.Popen[str]
-
-    def post(self, who: Identity, path: str, body: bytes, method: str = "POST") -> tuple[int, dict[str, object]]:
-        context = client_context(who, [self.world.issuer.authority])
-        connection = http.client.HTTPSConnection(self.url.removeprefix("https://"), context=context, timeout=20)
-        try:
-            connection.request(method, path, body)
-            answer = connection.getresponse()
-            return answer.status, json.loads(answer.read())
-        finally:
-            connection.close()
-
-
 @pytest.fixture
 def service(world: World, request: pytest.FixtureRequest) -> Iterator[Service]:
-    """`lcls-dask issue serve` as a process of its own; a parameter is more of its arguments."""
-    code = "import sys; from lcls_dask.cli import main; sys.exit(main())"
-    arguments = ["--policy", str(world.policy_file), "--revocations", str(world.revoked_file), "--port", "0"]
-    arguments += getattr(request, "param", ())
-    log = (world.path / "log").open("w+")
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, "issue", "serve", str(world.issuer.directory), *arguments],
-        stdout=subprocess.PIPE,
-        stderr=log,
-        text=True,
-    )
-    assert process.stdout is not None
-    line = process.stdout.readline().strip()
-    assert line.startswith("https://127.0.0.1:"), (world.path / "log").read_text()
-    yield Service(world, line, process)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == 0
-    process.stdout.close()
-    log.close()
-    assert "Traceback" not in (world.path / "log").read_text()
+    """A parameter is more of its arguments."""
+    with serving(world, *getattr(request, "param", ())) as running:
+        yield running
 
 
 def test_tokens_of_the_service_are_good_for_what_policy_grants(service: Service) -> None:

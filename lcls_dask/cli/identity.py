@@ -180,6 +180,29 @@ def renew(directory: str | None, url: str) -> None:
 
 
 @identity.command()
+@click.argument("secrets", metavar="DIR", type=click.Path(exists=True, file_okay=False))
+@click.option("--into", metavar="DIR", help="For the identity; a new directory for temporary files by default.")
+@click.option("--patience", type=click.FloatRange(min=0), default=60.0, show_default=True, help="Seconds to wait.")
+def enrol(secrets: str, into: str | None, patience: float) -> None:
+    """Become a worker of the Dask cluster that keeps its one-time secrets in DIR: for job scripts.
+
+    Prints the directory of the new identity.
+    """
+    import shutil
+    import tempfile
+
+    from ..security.enrolment import enrol
+
+    target = Path(into or tempfile.mkdtemp(prefix="lcls-worker-"))
+    try:
+        click.echo(str(enrol(Path(secrets), target, patience).directory))
+    except BaseException:
+        if into is None:
+            shutil.rmtree(target)
+        raise
+
+
+@identity.command()
 @click.argument("what", metavar="CERTIFICATE|SERIAL")
 @click.option("--revocations", "path", required=True, type=click.Path(), help="The list that gateways honour.")
 @click.option(

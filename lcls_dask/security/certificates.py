@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from ..errors import IdentityError
-from .peer import Role, hosts_of, is_authority, names_of, uris_for, uris_of
+from .peer import BACKDATED_S, Role, hosts_of, is_authority, names_of, uris_for, uris_of
 
 PrivateKey = ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey
 PublicKey = ed25519.Ed25519PublicKey | ec.EllipticCurvePublicKey
@@ -39,8 +39,6 @@ LIFETIMES: Final = {
     Role.MANAGER: timedelta(hours=12),
 }
 _AUTHORITY_LIFETIME = 10 * _YEAR
-#: Clocks differ by some seconds: a certificate is good at once on every machine.
-_BACKDATED = timedelta(minutes=1)
 #: Short names of attributes that RFC 4514 has none for; the file names in ``id/`` are written with them.
 _SHORT_NAMES = {
     NameOID.PSEUDONYM: "P",
@@ -181,7 +179,7 @@ def sign(
 
 def lifetime_of(certificate: x509.Certificate) -> timedelta:
     """For how long a certificate was signed."""
-    return certificate.not_valid_after_utc - certificate.not_valid_before_utc - _BACKDATED
+    return certificate.not_valid_after_utc - certificate.not_valid_before_utc - timedelta(seconds=BACKDATED_S)
 
 
 def request(key: PrivateKey, certificate: x509.Certificate) -> x509.CertificateSigningRequest:
@@ -299,7 +297,7 @@ def _builder(
         .issuer_name(issuer)
         .public_key(public)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - _BACKDATED)
+        .not_valid_before(now - timedelta(seconds=BACKDATED_S))
         .not_valid_after(until)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
     )

@@ -85,6 +85,16 @@ def check_directory(path: Path) -> None:
         raise IdentityError(f"{path} can be written by others (mode {status.st_mode & 0o777:04o}): chmod 700 {path}")
 
 
+def check_private_directory(path: Path) -> None:
+    """Refuse a directory that others could look into, or that is not this user's."""
+    check_directory(path)
+    status = path.stat()
+    if status.st_mode & 0o077:
+        raise IdentityError(f"{path} can be seen by others (mode {status.st_mode & 0o777:04o}): chmod 700 {path}")
+    if status.st_uid not in (os.geteuid(), 0):
+        raise IdentityError(f"{path} belongs to another user (uid {status.st_uid}): use a directory of your own")
+
+
 @contextmanager
 def locked(path: Path, mode: int) -> Iterator[int]:
     """Hold a file, made where it is not there, that only one process at a time appends to; gives its descriptor."""

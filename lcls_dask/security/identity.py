@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Final
 
 from cryptography import x509
 
@@ -35,6 +36,9 @@ from .files import (
 )
 from .issuer_keys import IssuerKeys
 from .peer import Peer, Role, peer_of_certificate
+
+#: The token's file in an identity's directory, where ``lcls.token`` names no other one.
+TOKEN_FILE: Final = "token"
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,8 @@ class Issuer:
         hosts: Iterable[str] = (),
         lifetime: timedelta | None = None,
         services: Mapping[str, str] | None = None,
+        parent: str | None = None,
+        revocations: Revocations | None = None,
     ) -> dict[str, Any]:
         """Sign a certificate for whom the caller has found to be that user.
 
@@ -94,6 +96,10 @@ class Issuer:
             By the role, where it is not given.
         services : dict of str to str, optional
             Aliases and URLs of services that the subject shall know.
+        parent : str, optional
+            Serial of the certificate whose holder has asked for it; who revokes that one can revoke this one too.
+        revocations : Revocations, optional
+            Whether it names `parent` is asked at the last moment, so that nothing escapes `revoke`.
 
         Returns
         -------
@@ -103,7 +109,7 @@ class Issuer:
         Raises
         ------
         IdentityError
-            The subject is neither, its key is not accepted, or a name is malformed.
+            The subject is neither, its key is not accepted, a name is malformed, or `parent` is revoked.
         """
         introduction = introduce(
             self.directory,
@@ -116,14 +122,21 @@ class Issuer:
             services=services,
             clock=self.clock,
         )
+        signed = cert.certificate_from_base64(introduction["signed_cert"])
         with self._ledger() as ledger:
-            self._record(ledger, **_certificate(cert.certificate_from_base64(introduction["signed_cert"])), renews=None)
+            if parent is not None:
+                _check(parent, revocations)
+            self._record(ledger, **_certificate(signed), renews=parent)
         return introduction | {"issuer_key": self.public_key.decode()}
 
     def renew(
-        self, certificate: x509.Certificate, request: bytes, revocations: Revocations | None = None
+        self,
+        certificate: x509.Certificate,
+        request: bytes,
+        revocations: Revocations | None = None,
+        lifetime: timedelta | None = None,
     ) -> dict[str, Any]:
-        """Sign the certificate of somebody who has presented a good one, for the same names and as long.
+        """Sign the certificate of somebody who has presented a good one, for the same names and no longer.
 
         Parameters
         ----------
@@ -133,6 +146,8 @@ class Issuer:
             A certificate request (PEM); only its key is used.
         revocations : Revocations, optional
             Asked at the last moment, so that nothing escapes `revoke`; it must not be behind its list.
+        lifetime : datetime.timedelta, optional
+            Less than that of the certificate presented, which it lasts as long as otherwise.
 
         Returns
         -------
@@ -148,9 +163,9 @@ class Issuer:
         subject = cert.load_subject(request)
         if not isinstance(subject, x509.CertificateSigningRequest):
             raise IdentityError("renewing takes a certificate request, which proves that its key is held")
+        longest = cert.lifetime_of(certificate)
         with self._ledger() as ledger:
-            if revocations is not None and peer.serial in revocations:
-                raise IdentityError("the certificate was revoked: ask the issuer's operator for a new one")
+            _check(peer.serial, revocations)
             signed = cert.sign(
                 self.authority,
                 self._authority_key,
@@ -160,7 +175,7 @@ class Issuer:
                 peer.user,
                 peer.cluster,
                 hosts_of(certificate),
-                cert.lifetime_of(certificate),
+                longest if lifetime is None else min(lifetime, longest),
                 self.clock,
             )
             self._record(ledger, **_certificate(signed), renews=peer.serial)
@@ -196,25 +211,23 @@ class Issuer:
         granted = list(rights)
         expires = min(self.clock() + minutes * 60, holder.not_after)
         token = issue(self._token_key, holder.user, holder.thumbprint, granted, expires)
-        with self._ledger() as ledger:
-            self._record(
-                ledger,
-                kind="token",
-                token_id=read_unverified(token).revocation_ids[0],
-                user=holder.user,
-                serial=holder.serial,
-                until=_text(expires),
-                rights=[
-                    [right.experiment, sorted(right.operations), right.first, right.last, right.detectors]
-                    for right in granted
-                ],
-            )
+        self.record(
+            kind="token",
+            token_id=read_unverified(token).revocation_ids[0],
+            user=holder.user,
+            serial=holder.serial,
+            until=_text(expires),
+            rights=[
+                [right.experiment, sorted(right.operations), right.first, right.last, right.detectors]
+                for right in granted
+            ],
+        )
         return token
 
     def revoke(self, serial: str, path: str | os.PathLike[str], reason: str) -> list[str]:
-        """Revoke a certificate and all that were renewed from it.
+        """Revoke a certificate and all that came from it, as `renewed_from` finds them.
 
-        Nothing is renewed meanwhile: who has stolen a key could else renew its certificate faster than it is revoked.
+        Nothing is signed meanwhile: who has stolen a key could else renew its certificate faster than it is revoked.
 
         Parameters
         ----------
@@ -235,9 +248,9 @@ class Issuer:
         return serials
 
     def renewed_from(self, serial: str) -> list[str]:
-        """Serials of certificates that were renewed from one, directly or not, itself first.
+        """Serials of certificates that came from one, directly or not, itself first: renewed, or of its clusters.
 
-        Who has stolen a key may have renewed its certificate: revoking one serial is not enough.
+        Who has stolen a key may have renewed its certificate, or started a cluster: revoking one serial is not enough.
         """
         found = dict.fromkeys([serial])
         for entry in self.issued():
@@ -254,6 +267,22 @@ class Issuer:
                     yield json.loads(line)
                 except ValueError:
                     logger.warning("%s: a line is cut and passed over", path)
+
+    def record(self, **entry: Any) -> None:
+        """Append a line to ``issued.jsonl``; never a key, a token or a secret.
+
+        Parameters
+        ----------
+        **entry
+            What JSON can hold.
+
+        Raises
+        ------
+        OSError
+            The disk is full: what is not recorded must not be given out.
+        """
+        with self._ledger() as ledger:
+            self._record(ledger, **entry)
 
     def _ledger(self) -> AbstractContextManager[int]:
         """The list of what was signed, for one process at a time."""
@@ -369,6 +398,11 @@ def narrowed(policy: Policy, user: str, wanted: Iterable[Right] | None = None) -
             raise AccessError(f"nothing of this is granted to {user} for {right.experiment}: ask for other experiments")
         rights.append(Right(right.experiment, operations, right.first, right.last, right.detectors))
     return rights
+
+
+def _check(serial: str, revocations: Revocations | None) -> None:
+    if revocations is not None and serial in revocations:
+        raise IdentityError("the certificate was revoked: ask the issuer's operator for a new one")
 
 
 def _certificate(certificate: x509.Certificate) -> dict[str, Any]:

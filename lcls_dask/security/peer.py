@@ -13,6 +13,8 @@ from ..errors import IdentityError
 _URN = "urn:lcls:"
 #: Names of users and clusters: what a file name, a log line and a URI can hold without quoting.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
+#: Clocks differ by some seconds: a certificate begins so long before it is signed, and is good at once everywhere.
+BACKDATED_S = 60.0
 
 
 class Role(enum.StrEnum):
@@ -57,6 +59,11 @@ class Peer:
     thumbprint: str
     not_before: float
     not_after: float
+
+    @property
+    def half_time(self) -> float:
+        """When half of the time from its signing to its end has gone: then it is renewed. Seconds since the epoch."""
+        return (min(self.not_before + BACKDATED_S, self.not_after) + self.not_after) / 2
 
 
 def peer_of(der: bytes) -> Peer:

@@ -63,6 +63,23 @@ def client_context(identity: Identity, trust: Iterable[x509.Certificate] | None 
     return _prepared(context, identity, trusted(identity.directory, "known_servers") if trust is None else trust)
 
 
+def anonymous_context(trust: Iterable[x509.Certificate]) -> ssl.SSLContext:
+    """Context of a client that has no certificate yet, and checks the server's and its host name.
+
+    Parameters
+    ----------
+    trust : iterable of cryptography.x509.Certificate
+        Authorities of servers.
+
+    Returns
+    -------
+    ssl.SSLContext
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    _hardened(context, trust)
+    return context
+
+
 def reload_certificate(context: ssl.SSLContext, identity: Identity) -> None:
     """Present another certificate on connections that are made from now on.
 
@@ -132,12 +149,16 @@ def untrusted(error: ssl.SSLCertVerificationError) -> str:
 
 
 def _prepared(context: ssl.SSLContext, identity: Identity, trust: Iterable[x509.Certificate]) -> ssl.SSLContext:
+    authorities = list(trust)
+    if not authorities:
+        raise IdentityError(f"{identity.directory} trusts no authority: lcls-dask identity trust CA.crt")
+    _hardened(context, authorities)
+    reload_certificate(context, identity)
+    return context
+
+
+def _hardened(context: ssl.SSLContext, trust: Iterable[x509.Certificate]) -> None:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
     context.verify_flags |= ssl.VERIFY_X509_STRICT
-    authorities = b"".join(map(certificate_pem, trust)).decode()
-    if not authorities:
-        raise IdentityError(f"{identity.directory} trusts no authority: lcls-dask identity trust CA.crt")
-    context.load_verify_locations(cadata=authorities)
-    reload_certificate(context, identity)
-    return context
+    context.load_verify_locations(cadata=b"".join(map(certificate_pem, trust)).decode())

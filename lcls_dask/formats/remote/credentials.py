@@ -11,16 +11,16 @@ from typing import NoReturn
 
 from ... import config
 from ...errors import IdentityError, LclsError
-from ...security import Identity, client_context, find_identity, load_identity
+from ...security import Identity, Role, client_context, find_identity, load_identity
+from ...security.capability import read_unverified
 from ...security.files import read_private
-from ...security.issuer_client import fetch_token, renew
+from ...security.identity import TOKEN_FILE
+from ...security.issuer_client import fetch_token, renew_if_due
 from .clocks import utc
 
 _log = logging.getLogger(__name__)
 
-#: In the identity's directory, where ``lcls.token`` names no other file.
-TOKEN_FILE = "token"
-#: Seconds between two requests for a new certificate.
+#: Seconds between two requests for a new certificate, unless it lasts only minutes.
 _SOON = 60.0
 
 
@@ -70,11 +70,25 @@ class Credentials:
 
     def _use(self, identity: Identity, generation: int) -> None:
         self._identity, self._generation = identity, generation
+        self._written = _stamp(identity.certificate_file)  # before it is read once more
         self._context = client_context(identity)
-        self._certificate_half = _half(identity.peer.not_before, identity.peer.not_after)
+        self._certificate_half = identity.peer.half_time
         self._token: str | None = None
         self._token_half = self._token_end = 0.0
         self._stamp: tuple[int, int] | None = None
+        if identity.peer.role is Role.WORKER:
+            self._take_enrolled()
+
+    def _take_enrolled(self) -> None:
+        """The token that a worker was given with its certificate, for as long as both belong together."""
+        try:
+            token = read_private(self._directory / TOKEN_FILE).decode("ascii", "replace").strip()
+            told = read_unverified(token)
+        except IdentityError:
+            return
+        if told.holder == self._identity.peer.thumbprint:
+            self._token, self._token_end = token, told.expires
+            self._token_half = _half(time.time(), told.expires)
 
     def current(self, *, refused: bool = False) -> Pass:
         """What to present now.
@@ -90,8 +104,8 @@ class Credentials:
         """
         with self._lock:
             issuer = config.issuer()
-            by_hand = issuer is None and (self._read_token() or refused)
-            if by_hand or time.time() > self._certificate_half:
+            changed = (self._read_token() or refused) if issuer is None else self._renewed_elsewhere()
+            if changed or time.time() > self._certificate_half:
                 self._take_renewed()
             if issuer is None:
                 self._without_issuer()
@@ -109,6 +123,15 @@ class Credentials:
             return
         if now.certificate != self._identity.certificate:
             self._use(now, self._generation + 1)
+        else:
+            self._written = _stamp(now.certificate_file)
+
+    def _renewed_elsewhere(self) -> bool:
+        """Whether another process has put a certificate in the place of this one; a nanny renews for its workers."""
+        try:
+            return _stamp(self._identity.certificate_file) != self._written
+        except FileNotFoundError:  # its key was rotated, and nobody has signed the new one yet
+            return False
 
     def _without_issuer(self) -> None:
         """Make do with what lies in the directory."""
@@ -125,14 +148,15 @@ class Credentials:
     def _renew(self, issuer: str, refused: bool) -> None:
         now = time.time()
         if now > self._certificate_half:
+            soon = min(_SOON, (self._identity.peer.not_after - self._identity.peer.half_time) / 2)
             try:
-                self._use(renew(self._identity, issuer), self._generation + 1)
+                self._use(renew_if_due(self._identity, issuer), self._generation + 1)
                 # where this machine's clock is wrong, it may seem to be old already: not at each request
-                self._certificate_half = max(self._certificate_half, now + _SOON)
+                self._certificate_half = max(self._certificate_half, now + soon)
             except (LclsError, OSError) as error:
                 if now > self._identity.peer.not_after:
                     raise
-                self._certificate_half = now + _SOON  # it lasts as long again: ask later
+                self._certificate_half = now + soon  # it lasts as long again: ask later
                 _log.warning("the certificate could not be renewed yet: %s", error)
         if not refused and now < self._token_half:
             return
@@ -155,11 +179,11 @@ class Credentials:
         """Read the token's file where it has changed; whether it has."""
         path = config.token_file() or self._directory / TOKEN_FILE
         try:
-            stat = os.stat(path)
+            stamp = _stamp(path)
         except FileNotFoundError:
             self._token = self._stamp = None  # the gateway says what is missing
             return False
-        if (stamp := (stat.st_mtime_ns, stat.st_ino)) == self._stamp:
+        if stamp == self._stamp:
             return False
         self._token, self._stamp = read_private(path).decode("ascii", "replace").strip(), stamp
         return True
@@ -169,6 +193,11 @@ class Credentials:
 
     def __repr__(self) -> str:
         return f"Credentials({str(self._directory)!r})"
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_mtime_ns, status.st_ino
 
 
 def _half(begin: float, end: float) -> float:

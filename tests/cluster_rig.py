@@ -1,0 +1,164 @@
+"""A facility for the tests of clusters: an issuer's service, a gateway with two simulated runs, and maybe a Slurm."""
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gateway_rig import Gateway
+from security_world import Service, World, make_world, serving
+
+import lcls_dask
+from lcls_dask.demo import sfx, tof
+from lcls_dask.demo.workers import blocks
+from lcls_dask.formats import discover
+from lcls_dask.formats.remote import gateway as remote_gateway
+from lcls_dask.security import Role, create_identity
+from lcls_dask.security.certificates import certificate_pem
+from lcls_dask.security.introductions import accept
+
+SCRIPT = Path(__file__).parent / "slurm" / "single-node.sh"
+EXPERIMENT, TOF, SFX = "tmox42619", 1, 2
+EVENTS, FRAMES = 1500, 16
+
+_POLICY = f"""
+[experiments.{EXPERIMENT}]
+members = ["alice"]
+
+[experiments.xpptut15]
+members = ["alice"]
+"""
+
+
+@dataclass
+class Site:
+    """Everything that `lcls.*` names; the gateway's rig finds its directories here."""
+
+    world: World
+    service: Service
+    base: Path
+    root: Path
+    gateway: Path
+    alice: Path
+
+    @property
+    def policy(self) -> Path:
+        return self.world.policy_file
+
+    @property
+    def revocations(self) -> Path:
+        return self.world.revoked_file
+
+    def settings(self, running: Gateway) -> dict[str, object]:
+        return {
+            "lcls.gateway": f"https://localhost:{running.port}",
+            "lcls.issuer": self.service.url,
+            "lcls.identity": str(self.alice),
+            "lcls.revocations": str(self.revocations),
+            "lcls.audit": str(self.base / "dask-audit"),
+            "lcls.index-cache": str(self.base / "index"),
+            "lcls.cluster.directory": str(self.base / "clusters"),
+        }
+
+
+def write_runs(root: Path) -> None:
+    """The runs that are reduced, in the facility's format."""
+    for number, kind, count in ((TOF, "tof", EVENTS), (SFX, "sfx", FRAMES)):
+        where = root / EXPERIMENT / f"r{number:04d}"
+        lcls_dask.simulate(where, kind, events=count, seed=number, experiment=EXPERIMENT, run=number)
+
+
+@contextlib.contextmanager
+def open_site(base: Path, runs: Path) -> Iterator[tuple[Site, Gateway]]:
+    world = make_world(base)
+    world.policy_file.write_text(_POLICY)
+    with serving(world) as service:
+        identity = create_identity(base / "gateway", Role.GATEWAY, "gateway", hosts=["localhost"])
+        signed = world.issuer.sign(
+            certificate_pem(identity.certificate), Role.GATEWAY, "gateway", hosts=["localhost", "127.0.0.1"]
+        )
+        accept(identity.directory, json.dumps(signed), trust=True)
+        alice = world.person("alice").directory
+        site = Site(world, service, base, runs, identity.directory, alice)
+        running = Gateway(site, ("--requests", "100000")).start()  # type: ignore[arg-type]
+        try:
+            yield site, running
+        finally:
+            remote_gateway._hang_up()
+            discover._OPEN.clear()
+            tof.digitizer.cache_clear()
+            if running.process is not None:
+                running.stop()
+
+
+@contextlib.contextmanager
+def slurm() -> Iterator[Path]:
+    """A Slurm of this machine; its directory."""
+    missing = [name for name in ("slurmctld", "slurmd", "sbatch", "munged") if _absent(name)]
+    if missing:
+        pytest.skip(f"there is no Slurm here, and clusters on it were NOT tested: {', '.join(missing)} are missing")
+    base = Path(tempfile.mkdtemp(prefix="lcls-slurm-"))  # a socket's path must be short
+    started = subprocess.run(
+        [SCRIPT, "start", base, str(_two_ports())], capture_output=True, text=True, timeout=150, check=False
+    )
+    before = os.environ.get("SLURM_CONF")
+    try:
+        assert started.returncode == 0, started.stderr
+        os.environ["SLURM_CONF"] = started.stdout.strip()
+        yield base
+    finally:
+        if before is None:
+            os.environ.pop("SLURM_CONF", None)
+        else:
+            os.environ["SLURM_CONF"] = before
+        subprocess.run([SCRIPT, "stop", base], check=True, timeout=150, stdout=subprocess.DEVNULL)
+        shutil.rmtree(base)
+
+
+def _absent(command: str) -> bool:
+    return shutil.which(command, path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is None
+
+
+def _two_ports() -> int:
+    """A free port whose next one is free too."""
+    while True:
+        with socket.socket() as first, socket.socket() as second:
+            first.bind(("127.0.0.1", 0))
+            port: int = first.getsockname()[1]
+            with contextlib.suppress(OSError, OverflowError):
+                second.bind(("127.0.0.1", port + 1))
+                return port
+
+
+def uri(number: int) -> str:
+    return f"lcls://{EXPERIMENT}/r{number:04d}"
+
+
+def tof_work(site: Site) -> tuple[tof.Reduction, list[tuple[int, int]], tof.Spectrum]:
+    """The reduction of the time-of-flight run through the gateway, its blocks, and the right answer."""
+    truth = site.root / EXPERIMENT / f"r{TOF:04d}"
+    polarity, sample_ns = tof.constants(truth)
+    local = lcls_dask.open_run(truth).snapshot
+    baselines = tof.baselines(str(truth), local)
+    parts = blocks(tof.digitizer(str(truth), local).sizes["hsd.event"], 50)
+    right = tof.merge([tof.Reduction(str(truth), local, polarity, sample_ns, baselines)(part) for part in parts])
+    remote = lcls_dask.open_run(uri(TOF)).snapshot
+    assert np.count_nonzero(right.counts) > 100
+    return tof.Reduction(uri(TOF), remote, polarity, sample_ns, baselines), parts, right
+
+
+def sfx_work(site: Site) -> tuple[sfx.Reduction, list[tuple[int, int]], sfx.Powder]:
+    """The same of the crystallography run."""
+    truth = site.root / EXPERIMENT / f"r{SFX:04d}"
+    local = lcls_dask.open_run(truth)
+    parts = blocks(local.events, 2)
+    right = sfx.merge([sfx.Reduction(str(truth), local.snapshot, truth)(part) for part in parts])
+    return sfx.Reduction(uri(SFX), lcls_dask.open_run(uri(SFX)).snapshot, truth), parts, right

@@ -1,0 +1,35 @@
+"""What tests have workers do. Jobs import it, so that it has a module of its own; `PATH` is a line of their script."""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+PATH = f"export PYTHONPATH={Path(__file__).parent}"
+
+
+def slowly(work: Callable[[Any], Any], part: Any, seconds: float) -> Any:
+    """So that there is a middle, on any machine."""
+    time.sleep(seconds)
+    return work(part)
+
+
+def keys_and_tokens(identity: Path) -> list[str]:
+    """The secret part of each key and token in an identity's directory."""
+    found = [key.read_text().splitlines()[1] for key in identity.glob("*.key")]
+    if (identity / "token").exists():
+        found.append((identity / "token").read_text())
+    return found
+
+
+def tell_secrets(answer: str) -> int:
+    """What a worker holds, on disk and in memory, written where the test alone looks for it."""
+    from lcls_dask.formats.remote.credentials import credentials
+
+    held = keys_and_tokens(Path(os.environ["CERTIFIED_CONFIG"]))
+    token = credentials().current().token
+    assert token is not None
+    Path(answer).write_text(json.dumps([*held, token]))
+    return len(held)
