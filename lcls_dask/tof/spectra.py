@@ -135,7 +135,9 @@ def energy_spectrum(
     return (made / (made["energy_high"] - made["energy_low"])).assign_attrs(attrs)
 
 
-def event_spectra(hits: "Ragged | xr.Dataset", edges: Any, *, column: str = "time") -> xr.DataArray:
+def event_spectra(
+    hits: "Ragged | xr.Dataset", edges: Any, *, column: str = "time", together: bool = False
+) -> xr.DataArray:
     """Histogram of every event by itself, for covariance.
 
     Parameters
@@ -145,10 +147,12 @@ def event_spectra(hits: "Ragged | xr.Dataset", edges: Any, *, column: str = "tim
         Rising, in the unit of `column`.
     column : str
         What to histogram.
+    together : bool
+        Whether to add up all channels, each block at once, which takes less memory.
 
     Returns
     -------
-    (event, channel, tof) xarray.DataArray
+    (event[, channel], tof) xarray.DataArray
         float32 counts, which are exact; in the blocks of events of `hits`.
 
     Examples
@@ -162,16 +166,19 @@ def event_spectra(hits: "Ragged | xr.Dataset", edges: Any, *, column: str = "tim
            [[0., 1.]]], dtype=float32)
     """
     ragged, bounds = as_ragged(hits), _rising(edges, "edges")
-    channels, count = ragged.channels, len(bounds) - 1
+    channels, count = 1 if together else ragged.channels, len(bounds) - 1
     parts = [
         da.from_delayed(  # type: ignore[no-untyped-call]
-            _delayed(_spread)(block, bounds, column), (events, channels, count), np.float32
+            _delayed(_spread)(block, bounds, column, together), (events, channels, count), np.float32
         )
         for block, events in zip(ragged.blocks, ragged.events, strict=True)
     ]
     values = da.concatenate(parts)  # type: ignore[no-untyped-call]
-    coords = {"channel": ragged.meta["channel"].variable, **_bin_coordinates("tof", bounds, "ns")}
+    coords = _bin_coordinates("tof", bounds, "ns")
+    if not together:
+        coords["channel"] = ragged.meta["channel"].variable
     array = xr.DataArray(values, coords, ("event", "channel", "tof"), "hits", attrs={"units": "1", "long_name": "hits"})
+    array = array.isel(channel=0) if together else array
     return array if isinstance(hits, Ragged) else array.compute()
 
 
@@ -185,11 +192,11 @@ def _delayed(work: Callable[..., Any]) -> Any:
     return delayed(work, pure=True)
 
 
-def _spread(block: xr.Dataset, edges: Array, column: str) -> Array:
+def _spread(block: xr.Dataset, edges: Array, column: str, together: bool) -> Array:
     from .kernels.histogram import spread_hits
 
     offset, channels = block["offset"].values, block.sizes["channel"]
-    out = np.zeros(((len(offset) - 1) // channels, channels, len(edges) - 1), np.float32)
+    out = np.zeros(((len(offset) - 1) // channels, 1 if together else channels, len(edges) - 1), np.float32)
     spread_hits(offset, block[column].values.astype(np.float64), channels, edges, _scale(edges), out)
     return out
 

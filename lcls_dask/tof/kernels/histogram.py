@@ -97,12 +97,12 @@ def spread_hits(offset, values, channels, edges, scale, out):
     ----------
     offset, values, channels, edges, scale
         See `count_hits`.
-    out : (events, channels, bins) float32
-        Added to.
+    out : (events, channels or 1, bins) float32
+        Added to; all channels together where there is room for one.
     """
     low = edges[0]
     for row in range(offset.size - 1):
         for i in range(offset[row], offset[row + 1]):
             at = _bin_of(values[i], edges, low, scale)
             if at >= 0:
-                out[row // channels, row % channels, at] += 1
+                out[row // channels, min(row % channels, out.shape[1] - 1), at] += 1
