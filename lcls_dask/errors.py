@@ -9,6 +9,7 @@
     ├── LiveRunError          ValueError         an unfinished run was opened without a snapshot
     ├── SnapshotError         LookupError        the snapshot is not (or no longer) what the files hold
     ├── SelectionError        KeyError           no such detector, variable or event
+    ├── ArgumentError         ValueError         an operation cannot be done with these values
     ├── FormatError           ValueError         a file is damaged or is not what its name says
     ├── AccessError           PermissionError    this user may not read the run
     │   └── IdentityError     PermissionError    a certificate, key or token is missing, unsafe or not what it must be
@@ -60,6 +61,10 @@ class SnapshotError(LclsError, LookupError):
 
 class SelectionError(LclsError, KeyError):
     """No such detector, variable or event."""
+
+
+class ArgumentError(LclsError, ValueError):
+    """An operation cannot be done with these values."""
 
 
 class FormatError(LclsError, ValueError):

@@ -1,5 +1,6 @@
 """Pictures of a run as matplotlib figures, with no window and no state shared between them."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -118,6 +119,91 @@ def image(values: Array, label: str, title: str, width: float = 9, low: float | 
     )
     made.colorbar(drawn, ax=axes, label=label, shrink=0.8)
     axes.set(title=title, xlabel="column", ylabel="row")
+    return made
+
+
+def heatmap(
+    values: Array,
+    x: tuple[float, float],
+    y: tuple[float, float],
+    xlabel: str,
+    ylabel: str,
+    label: str,
+    title: str,
+    both_signs: bool = False,
+) -> "Figure":
+    """Values over two axes, the first row at the bottom.
+
+    Parameters
+    ----------
+    values : (row, column)
+    x, y : (float, float)
+        Ends of the axes.
+    xlabel, ylabel, label, title : str
+        Of the axes, of the colours, of the whole.
+    both_signs : bool
+        Colours about zero, up to the 99.5th percentile of the values' size: a map's diagonal would hide all else.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Examples
+    --------
+    >>> len(heatmap(np.eye(3), (0, 1), (0, 1), "x", "y", "hits", "map").axes)
+    2
+    """
+    made = figure(6.5 if both_signs else 9, 5.5 if both_signs else 4.5)
+    axes = made.add_subplot()
+    shown = np.abs(values[np.isfinite(values)])
+    most = float(np.percentile(shown, 99.5)) if shown.size else 1.0
+    drawn = axes.imshow(
+        values,
+        origin="lower",
+        aspect="auto",
+        extent=(*x, *y),
+        interpolation="nearest",
+        cmap="RdBu_r" if both_signs else "viridis",
+        vmin=-max(most, 1e-12) if both_signs else 0.0,
+        vmax=max(most, 1e-12),
+    )
+    made.colorbar(drawn, ax=axes, label=label)
+    axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    return made
+
+
+def polar(angles: Array, values: dict[str, Array], fits: Sequence[tuple[float, ...]], title: str) -> "Figure":
+    """Intensities at angles, and the curves ``A (1 + R cos 2 (angle - tilt))`` fitted to them.
+
+    Parameters
+    ----------
+    angles : (n,)
+        In degrees.
+    values : dict of str to (n,) array
+        By label.
+    fits : sequence of (float, float, float)
+        A, R and the tilt in degrees, of each.
+    title : str
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Examples
+    --------
+    >>> len(polar(np.arange(0, 360, 90), {"a": np.ones(4)}, [(1.0, 0.5, 20.0)], "angles").axes)
+    1
+    """
+    made = figure(6, 6)
+    axes = made.add_subplot(projection="polar")
+    around = np.linspace(0, 360, 361)
+    for (label, one), (mean, ratio, tilt) in zip(values.items(), fits, strict=True):
+        (points,) = axes.plot(np.deg2rad(angles), one, "o", label=label)
+        axes.plot(
+            np.deg2rad(around), mean * (1 + ratio * np.cos(np.deg2rad(2 * (around - tilt)))), color=points.get_color()
+        )
+    axes.set_title(title)
+    axes.legend(loc="lower right", fontsize="small")
     return made
 
 

@@ -13,7 +13,20 @@ import pytest
 from lcls_dask import cli, simulate
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ["demo", "doctor", "export", "identity", "info", "issue", "ls", "serve", "simulate", "token", "validate"]
+COMMANDS = [
+    "demo",
+    "doctor",
+    "export",
+    "identity",
+    "info",
+    "issue",
+    "ls",
+    "serve",
+    "simulate",
+    "tof",
+    "token",
+    "validate",
+]
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from .issue import issue
 from .ls import ls
 from .serve import serve
 from .simulate import simulate
+from .tof import tof
 from .token import token
 from .validate import validate
 
@@ -35,7 +36,7 @@ def lcls_dask(debug: bool) -> None:
     """
 
 
-for _command in (info, ls, validate, simulate, export, doctor, demo, serve, identity, token, issue):
+for _command in (info, ls, validate, simulate, tof, export, doctor, demo, serve, identity, token, issue):
     lcls_dask.add_command(_command)
 
 

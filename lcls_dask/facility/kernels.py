@@ -5,6 +5,7 @@ import math
 import numpy as np
 from numba import njit
 
+from ..tof.kernels.fex import skip, sparsify
 from .generators import HITS, NOISE, generator, next_integer, normal, poisson, uniform
 
 
@@ -107,14 +108,6 @@ def _render(samples, pulse, low, high, base, noise, phase, time, height, begin, 
 
 
 @njit(cache=True, nogil=True)
-def _skip(words, at, samples):
-    """A group that skips samples."""
-    words[at] = 0x8000 | samples
-    words[at + 1] = words[at + 2] = words[at + 3] = 0x8000
-    return at + 4
-
-
-@njit(cache=True, nogil=True)
 def _header(words, at, samples, stream, event):
     """A 16-byte stream header."""
     words[at] = samples & 0xFFFF
@@ -125,36 +118,6 @@ def _header(words, at, samples, stream, event):
     words[at + 5] = event & 0x1F
     words[at + 6] = words[at + 7] = 0
     return at + 8
-
-
-@njit(cache=True, nogil=True)
-def sparsify(samples, low, used, ymin, ymax, xpre, xpost, words, at):
-    """Append windows of ``samples``, which begin at sample `low` (a multiple of 4), to a FEX stream.
-
-    A group of 4 samples is kept if one in reach of it (`xpre` after it, `xpost` before it) lies outside
-    ymin..ymax. `used` samples are in the stream already.
-
-    Returns
-    -------
-    (at, used)
-        Words and samples in the stream.
-    """
-    groups = len(samples) // 4
-    until = 0  # groups before this one are dealt with
-    for i in range(len(samples)):
-        if ymin <= samples[i] <= ymax:
-            continue
-        last = min(groups, (i + xpost) // 4 + 1)
-        for g in range(max(until, (i - xpre) // 4), last):
-            start = low + 4 * g
-            if start > used:
-                at = _skip(words, at, start - used)
-            for k in range(4):
-                words[at + k] = samples[4 * g + k]
-            at += 4
-            used = start + 4
-        until = max(until, last)
-    return at, used
 
 
 @njit(cache=True, nogil=True)
@@ -221,7 +184,7 @@ def pack_hsd(
                 at, used = sparsify(samples[: high - low], low, used, ymin, ymax, xpre, xpost, words, at)
             j = last + 1
         if used < gate:
-            at = _skip(words, at, gate - used)
+            at = skip(words, at, gate - used)
         _header(words, head, at - head - 8, 1, event)
         ends[e + 1] = at
     return n

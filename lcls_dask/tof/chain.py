@@ -1,0 +1,246 @@
+"""The whole chain for a run: baselines, hits, spectra, angles, covariance."""
+
+import importlib.metadata
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import dask
+import numpy as np
+import xarray as xr
+
+from ..access.run import Run
+from ..errors import ArgumentError, SelectionError
+from .angular import angular_fit
+from .covariance import covariance_map, partial_covariance_map
+from .deadtime import deadtime_correct
+from .hits import find_hits
+from .node import windows
+from .samples import baseline_of
+from .spectra import energy_spectrum, event_spectra, tof_spectrum
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the chain is told.
+
+    Attributes
+    ----------
+    threshold : float
+        Least height of a hit [ADU].
+    detector : str or None
+        The digitizer; the only one by default.
+    method : str
+    fraction, delay, dead_time : float
+        See `find_hits`.
+    polarity : int
+    range_ns : (float, float)
+        Of the spectrum of times.
+    bin_ns, covariance_bin_ns : float
+    length, t0, retardation : float
+        Axis of energy, see `tof_to_energy`; none without a length.
+    range_ev : (float, float)
+    bin_ev : float
+    lines : sequence of (float, float)
+        Regions of the angular distributions, in eV where there is an axis of energy, else in ns.
+    beta : float
+        Of the lines.
+    angles : sequence of float or None
+        Of the channels [degree]; even over the circle by default.
+    pulse_energy : str or None
+        Variable that the covariance is partial to.
+    """
+
+    threshold: float
+    detector: str | None = None
+    method: str = "cfd"
+    fraction: float = 0.6
+    delay: float = 1.0
+    dead_time: float = 1.5
+    polarity: int = -1
+    range_ns: tuple[float, float] = (0.0, 500.0)
+    bin_ns: float = 0.1
+    covariance_bin_ns: float = 1.0
+    length: float | None = None
+    t0: float = 0.0
+    retardation: float = 0.0
+    range_ev: tuple[float, float] = (0.0, 1000.0)
+    bin_ev: float = 0.5
+    lines: Sequence[tuple[float, float]] = ()
+    beta: float = 2.0
+    angles: Sequence[float] | None = None
+    pulse_energy: str | None = None
+
+
+def analyse(run: Run, settings: Settings) -> xr.Dataset:
+    """Reduce a run's digitizer on Dask, in one pass over its windows.
+
+    Parameters
+    ----------
+    run : Run
+    settings : Settings
+
+    Returns
+    -------
+    xarray.Dataset
+        `counts` (channel, tof), `energy_counts` (channel, energy) where there is an axis, the angular fit of each
+        region (line) to its hits, which are corrected for the dead time, `covariance` (tof_1, tof_2) of all channels
+        together, `baseline` (channel, core); attributes say what it was made of and how.
+
+    Raises
+    ------
+    SelectionError
+        The run has no digitizer, or several.
+    ArgumentError
+        A setting is out of range, or the run has no whole waveforms to take baselines from.
+
+    Examples
+    --------
+    >>> result = analyse(run, Settings(threshold=60))  # doctest: +SKIP
+    """
+    detector = digitizer(run, settings.detector)
+    node = run.dataset(group=f"/{detector}", chunks=None)
+    baseline = _baselines(node)
+    records = windows(node, events=2048)
+    hits = find_hits(
+        records, settings.method, settings.fraction, settings.delay, threshold=settings.threshold,
+        dead_time=settings.dead_time, polarity=settings.polarity, baseline=baseline,
+    )  # fmt: skip
+    asked = {"counts": tof_spectrum(hits, _edges(*settings.range_ns, settings.bin_ns))}
+    if settings.length is not None:
+        asked["energy_counts"] = energy_spectrum(
+            hits, _edges(*settings.range_ev, settings.bin_ev), length=settings.length, t0=settings.t0,
+            retardation=settings.retardation,
+        )  # fmt: skip
+    spectra = event_spectra(hits, _edges(*settings.range_ns, settings.covariance_bin_ns), together=True)
+    if settings.pulse_energy is None:
+        asked["covariance"] = covariance_map(spectra)
+    else:
+        control = _pulse_energy(run, settings.pulse_energy, node)
+        asked["covariance"] = partial_covariance_map(spectra, control=control)
+    found = dict(zip(asked, dask.compute(*asked.values()), strict=True))  # type: ignore[no-untyped-call]
+    return _together(run, settings, baseline, found)
+
+
+def digitizer(run: Run, asked: str | None = None) -> str:
+    """Name of the run's digitizer.
+
+    Parameters
+    ----------
+    run : Run
+    asked : str, optional
+
+    Returns
+    -------
+    str
+
+    Raises
+    ------
+    SelectionError
+        There is none, or there are several and none was asked for.
+    """
+    names = [
+        path[1:] for path, node in run.index.nodes.items() if any(v.endswith(".windows.offset") for v in node.variables)
+    ]
+    if asked is not None:
+        if asked not in names:
+            raise SelectionError(f"{asked}: is no digitizer of this run; those are: {', '.join(names) or 'none'}")
+        return asked
+    if len(names) != 1:
+        raise SelectionError(
+            f"{run.path}: has {len(names)} digitizers ({', '.join(names) or 'none'}); choose one by --detector"
+        )
+    return names[0]
+
+
+def _baselines(node: xr.Dataset) -> xr.DataArray:
+    """Of each channel; one without whole waveforms has the middle of the others."""
+    found = baseline_of(windows(node, waveforms=True))
+    if np.isnan(found).all():
+        raise ArgumentError("the run has no whole waveforms to take baselines from: use find_hits(..., baseline=)")
+    return found.fillna(found.median("channel"))
+
+
+def _edges(low: float, high: float, width: float) -> Array:
+    if not (np.isfinite([low, high, width]).all() and low < high and 0 < width <= high - low):
+        raise ArgumentError(
+            f"bins of {width} from {low} to {high} cannot be made; a rising range and a width are wanted"
+        )
+    return low + width * np.arange(round((high - low) / width) + 1)
+
+
+def _pulse_energy(run: Run, name: str, node: xr.Dataset) -> Array:
+    """Of the digitizer's own events; NaN where the detector did not answer."""
+    base = name.rpartition(".")[0]
+    whole = run.dataset(name, f"{base}.present")
+    if name not in whole or whole[name].dims != ("event",):
+        raise SelectionError(f"{name}: is not one number for each event; run.info() lists the variables")
+    values = whole[name].values.astype(np.float64)
+    values[~whole[f"{base}.present"].values.reshape(len(values), -1).all(axis=1)] = np.nan
+    stamps = whole["timestamp"].values
+    own: Array = values[np.searchsorted(stamps, node["timestamp"].values)]
+    return own
+
+
+def _together(run: Run, settings: Settings, baseline: xr.DataArray, found: dict[str, xr.DataArray]) -> xr.Dataset:
+    def bare(array: xr.DataArray, prefix: str) -> xr.DataArray:
+        return array.rename({name: f"{prefix}{name}" for name in ("outside", "shots") if name in array.coords})
+
+    covariance = found.pop("covariance")
+    covariance = covariance.drop_vars(
+        [name for name in covariance.coords if str(name).startswith("tof_")], errors="ignore"
+    )
+    times = covariance["tof"].values
+    coarse = {"units": "ns", "long_name": "time of flight, middle of the bin"}
+    made = xr.Dataset({name: bare(array, "" if name == "counts" else "energy_") for name, array in found.items()})
+    made["covariance"] = xr.DataArray(
+        covariance.values,
+        {"tof_1": ("tof_1", times, coarse), "tof_2": ("tof_2", times, coarse)},
+        ("tof_1", "tof_2"),
+        attrs=covariance.attrs,
+    )
+    made["baseline"] = baseline
+    channels = made.sizes["channel"]
+    angles = (
+        np.arange(channels) * 360 / channels if settings.angles is None else np.asarray(settings.angles, np.float64)
+    )
+    if angles.shape != (channels,):
+        raise ArgumentError(f"angles: {angles.size} were given, and there are {channels} channels")
+    made = made.assign_coords(angle=("channel", angles, {"units": "degree", "long_name": "angle of the channel"}))
+    # channels that see more lose more to the dead time, which would flatten the angular distribution
+    spectrum = deadtime_correct(made["counts"], made["shots"], max(settings.dead_time, settings.bin_ns))
+    axis = "tof"
+    if settings.length is not None:
+        edges = np.append(made["energy_low"].values, made["energy_high"].values[-1])
+        spectrum = energy_spectrum(
+            spectrum, edges, length=settings.length, t0=settings.t0, retardation=settings.retardation
+        )
+        axis = "energy"
+    regions = list(settings.lines) or [(float(spectrum[f"{axis}_low"][0]), float(spectrum[f"{axis}_high"][-1]))]
+    inside = [((spectrum[axis] >= low) & (spectrum[axis] < high)) for low, high in regions]
+    rates = xr.concat([spectrum.where(one, 0).sum(axis, skipna=False) for one in inside], "line")
+    rates = rates.transpose("line", "channel")
+    fit = angular_fit(rates, angles, settings.beta).rename(
+        {"intensity": "line_intensity", "intensity_error": "line_intensity_error"}
+    )
+    made = made.merge(fit, compat="override", join="override")
+    made["line_counts"] = rates.variable
+    made["line_low"] = ("line", [low for low, _ in regions], {"units": spectrum[axis].attrs["units"]})
+    made["line_high"] = ("line", [high for _, high in regions], {"units": spectrum[axis].attrs["units"]})
+    told = {key: value for key, value in asdict(settings).items() if value is not None}
+    made.attrs = {
+        "experiment": run.experiment,
+        "run": run.number,
+        "snapshot": run.snapshot,
+        "state": run.state,
+        "versions": ", ".join(
+            f"{p} {importlib.metadata.version(p)}" for p in ("lcls_dask", "numpy", "numba", "dask", "xarray")
+        ),
+        **{
+            f"settings.{key}": value if isinstance(value, str | int | float) else repr(value)
+            for key, value in told.items()
+        },
+    }
+    return made.drop_vars("core", errors="ignore")

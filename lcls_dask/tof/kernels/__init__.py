@@ -1,0 +1,1 @@
+"""The compiled loops of time of flight: no xarray, no Dask."""

@@ -1,0 +1,108 @@
+"""Counting: values of samples, hits in bins of even or uneven width."""
+
+import numpy as np
+from numba import njit
+
+
+@njit(cache=True, nogil=True)
+def count_values(samples, edge, start, record_edge, shift, counts):
+    """Count how often samples have each value.
+
+    Parameters
+    ----------
+    samples, edge, start, record_edge
+        Records; see `hits.find_hits`.
+    shift : int
+        Added to a value to make it an index.
+    counts : (channels, cores, values) int32
+        Added to.
+    """
+    channels, cores = counts.shape[0], counts.shape[1]
+    for row in range(record_edge.size - 1):
+        for r in range(record_edge[row], record_edge[row + 1]):
+            core = start[r] % cores
+            for i in range(edge[r], edge[r + 1]):
+                counts[row % channels, core, np.int64(samples[i]) + shift] += 1
+                core = core + 1 if core + 1 < cores else 0
+
+
+@njit(cache=True, nogil=True)
+def _bin_of(value, edges, low, scale):
+    """Bin of a value by bisection, or by division where `scale` is not 0; -1 where there is none.
+
+    A bin holds its lower edge, the last one its upper edge too, as numpy.histogram has it.
+    """
+    bins = edges.size - 1
+    if not edges[0] <= value <= edges[bins]:
+        return -1
+    if scale != 0.0:
+        i = min(int((value - low) * scale), bins - 1)
+        # division may be off by one place at an edge
+        if value < edges[i]:
+            i -= 1
+        elif i + 1 < bins and value >= edges[i + 1]:
+            i += 1
+        return i
+    first, last = 0, bins
+    while last - first > 1:
+        middle = (first + last) // 2
+        if value < edges[middle]:
+            last = middle
+        else:
+            first = middle
+    return first
+
+
+@njit(cache=True, nogil=True)
+def count_hits(offset, values, channels, groups, edges, scale, counts, outside):
+    """Histogram hits by group of events and channel.
+
+    Parameters
+    ----------
+    offset : (rows + 1,) int64
+        First hit of each (event, channel).
+    values : (n,) float64
+    channels : int
+    groups : (events,) int64
+        Of each event; below 0 it is left out.
+    edges : (bins + 1,) float64
+        Rising.
+    scale : float
+        Bins for one unit, where they are even; else 0.
+    counts : (groups, channels, bins) int64
+        Added to.
+    outside : (groups, channels) int64
+        Added to: hits below the first edge or above the last, or that are not a number.
+    """
+    low = edges[0]
+    for event in range(groups.size):
+        group = groups[event]
+        if group < 0:
+            continue
+        for channel in range(channels):
+            row = event * channels + channel
+            for i in range(offset[row], offset[row + 1]):
+                at = _bin_of(values[i], edges, low, scale)
+                if at < 0:
+                    outside[group, channel] += 1
+                else:
+                    counts[group, channel, at] += 1
+
+
+@njit(cache=True, nogil=True)
+def spread_hits(offset, values, channels, edges, scale, out):
+    """Histogram the hits of each event and channel.
+
+    Parameters
+    ----------
+    offset, values, channels, edges, scale
+        See `count_hits`.
+    out : (events, channels or 1, bins) float32
+        Added to; all channels together where there is room for one.
+    """
+    low = edges[0]
+    for row in range(offset.size - 1):
+        for i in range(offset[row], offset[row + 1]):
+            at = _bin_of(values[i], edges, low, scale)
+            if at >= 0:
+                out[row // channels, min(row % channels, out.shape[1] - 1), at] += 1
