@@ -7,7 +7,7 @@ from pathlib import Path
 
 from . import timing
 
-NAMES = ("hsd", "jungfrau", "opening", "index", "random_access", "scalars", "importing", "gateway", "remote")
+NAMES = ("hsd", "jungfrau", "opening", "index", "random_access", "scalars", "importing", "gateway", "remote", "tof")
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ RATIOS = {
     "importing": ["CPU time of import lcls_dask"],
     "gateway": ["a cached decision takes"],
     "remote": ["throughput of open and sum over bare TLS"],
+    "tof": ["bandwidth of cfd over reading once", "waveforms/s of cfd over psana's PyCFD"],
 }
 REAL = {"hsd": grow.HSD, "jungfrau": grow.JUNGFRAU}
 
