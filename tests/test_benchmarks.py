@@ -24,6 +24,7 @@ RATIOS = {
     "lclstreamer": ["throughput over LCLStreamer's path"],
     "tiled": ["throughput over tiled's"],
     "cluster": ["tiny tasks, speed of guarded over stock"],
+    "tof": ["bandwidth of cfd over reading once", "waveforms/s of cfd over psana's PyCFD"],
 }
 REAL = {"hsd": grow.HSD, "jungfrau": grow.JUNGFRAU}
 

@@ -92,7 +92,7 @@ def noise_blocks(samples: int, rows: int, blocks: int, sigma: float, seed: int) 
 def test_false_hits_at_five_sigma_are_as_many_as_gauss_says(method: str) -> None:
     # a noise of many ADU, so that rounding does not matter, and a baseline that is known
     found = samples = 0
-    for block in noise_blocks(3000, 4000, 120 if method == "cfd" else 20, 200.0, 11):
+    for block in noise_blocks(3000, 4000, 80 if method == "cfd" else 20, 200.0, 11):
         hits = tof.find_hits(
             block, method, threshold=1000, baseline=0.0, dead_time=0, saturation=(-32768, 32767)
         ).compute()

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import dask
 import numpy as np
 import xarray as xr
+from dask.base import compute
 
 from ..access.run import Run
 from ..errors import ArgumentError, SelectionError
@@ -120,7 +120,7 @@ def analyse(run: Run, settings: Settings) -> xr.Dataset:
     else:
         control = _pulse_energy(run, settings.pulse_energy, node)
         asked["covariance"] = partial_covariance_map(spectra, control=control)
-    found = dict(zip(asked, dask.compute(*asked.values()), strict=True))  # type: ignore[no-untyped-call]
+    found = dict(zip(asked, compute(*asked.values()), strict=True))  # type: ignore[no-untyped-call]
     return _together(run, settings, baseline, found)
 
 

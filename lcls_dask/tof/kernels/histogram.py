@@ -27,30 +27,33 @@ def count_values(samples, edge, start, record_edge, shift, counts):
 
 
 @njit(cache=True, nogil=True)
-def _bin_of(value, edges, low, scale):
-    """Bin of a value by bisection, or by division where `scale` is not 0; -1 where there is none.
+def _add(values, edges, scale, counts):
+    """Add values to the counts of bins; how many are in none.
 
-    A bin holds its lower edge, the last one its upper edge too, as numpy.histogram has it.
+    A bin holds its lower edge, the last one its upper edge too, as numpy.histogram has it. Indices are unsigned, since
+    signed ones are looked at twice.
     """
-    bins = edges.size - 1
-    if not edges[0] <= value <= edges[bins]:
-        return -1
-    if scale != 0.0:
-        i = min(int((value - low) * scale), bins - 1)
-        # division may be off by one place at an edge
-        if value < edges[i]:
-            i -= 1
-        elif i + 1 < bins and value >= edges[i + 1]:
-            i += 1
-        return i
-    first, last = 0, bins
-    while last - first > 1:
-        middle = (first + last) // 2
-        if value < edges[middle]:
-            last = middle
+    bins, outside = counts.size, 0
+    low, high = edges[0], edges[bins]
+    for value in values:
+        if not low <= value <= high:
+            outside += 1
+            continue
+        if scale != 0.0:
+            i = min(int((value - low) * scale), bins - 1)
+            # division may be off by one at an edge
+            i -= value < edges[np.uint64(i)]
+            i += i + 1 < bins and value >= edges[np.uint64(i + 1)]
         else:
-            first = middle
-    return first
+            i, last = 0, bins
+            while last - i > 1:
+                middle = (i + last) // 2
+                if value < edges[np.uint64(middle)]:
+                    last = middle
+                else:
+                    i = middle
+        counts[np.uint64(i)] += 1
+    return outside
 
 
 @njit(cache=True, nogil=True)
@@ -74,19 +77,15 @@ def count_hits(offset, values, channels, groups, edges, scale, counts, outside):
     outside : (groups, channels) int64
         Added to: hits below the first edge or above the last, or that are not a number.
     """
-    low = edges[0]
     for event in range(groups.size):
         group = groups[event]
         if group < 0:
             continue
         for channel in range(channels):
             row = event * channels + channel
-            for i in range(offset[row], offset[row + 1]):
-                at = _bin_of(values[i], edges, low, scale)
-                if at < 0:
-                    outside[group, channel] += 1
-                else:
-                    counts[group, channel, at] += 1
+            if offset[row + 1] > offset[row]:
+                mine = values[offset[row] : offset[row + 1]]
+                outside[group, channel] += _add(mine, edges, scale, counts[group, channel])
 
 
 @njit(cache=True, nogil=True)
@@ -100,9 +99,7 @@ def spread_hits(offset, values, channels, edges, scale, out):
     out : (events, channels or 1, bins) float32
         Added to; all channels together where there is room for one.
     """
-    low = edges[0]
     for row in range(offset.size - 1):
-        for i in range(offset[row], offset[row + 1]):
-            at = _bin_of(values[i], edges, low, scale)
-            if at >= 0:
-                out[row // channels, min(row % channels, out.shape[1] - 1), at] += 1
+        if offset[row + 1] > offset[row]:
+            mine = out[row // channels, min(row % channels, out.shape[1] - 1)]
+            _add(values[offset[row] : offset[row + 1]], edges, scale, mine)

@@ -73,10 +73,10 @@ def _next_beyond(samples, i, limit, falling, counts):
         b += 1
         last = min(b * BLOCK, n)
         if falling:
-            while i < last and samples[i] > limit:
+            while i < last and samples[np.uint64(i)] > limit:
                 i += 1
         else:
-            while i < last and samples[i] < limit:
+            while i < last and samples[np.uint64(i)] < limit:
                 i += 1
         if i < last:
             return i
@@ -288,7 +288,7 @@ def find_hits(
                         while filled <= j:
                             _signal(record, i - reach + filled, pattern, phase, cores, factor, x, filled)
                             filled += BLOCK
-                        if x[j] >= threshold:
+                        if x[np.uint64(j)] >= threshold:
                             end = j
                         j += 1
                     end += 1

@@ -1,6 +1,7 @@
 """Pulses in a stretch of signal: where they are, and four ways to tell their times.
 
-The signal is positive, free of its baseline, and zero beyond the record. Times are in samples.
+The signal is positive, free of its baseline, and zero beyond the record. Times are in samples. Innermost indices are
+unsigned, as signed ones are first looked at for a sign.
 """
 
 import numpy as np
@@ -30,17 +31,17 @@ def next_pulse(x, begin, end, threshold, found):
     """
     i = begin
     while i < end:
-        low, at_low = x[i], i
-        while i < end and x[i] < low + threshold:
-            if x[i] < low:
-                low, at_low = x[i], i
+        low, at_low = x[np.uint64(i)], i
+        while i < end and x[np.uint64(i)] < low + threshold:
+            if x[np.uint64(i)] < low:
+                low, at_low = x[np.uint64(i)], i
             i += 1
         if i == end:
             return False
-        top, at = x[i], i
-        while i < end and x[i] > top - threshold:
-            if x[i] > top:
-                top, at = x[i], i
+        top, at = x[np.uint64(i)], i
+        while i < end and x[np.uint64(i)] > top - threshold:
+            if x[np.uint64(i)] > top:
+                top, at = x[np.uint64(i)], i
             i += 1
         if top >= threshold:  # where the stretch ends, what follows is below the threshold
             found[0], found[1], found[2] = at_low, at, i
