@@ -62,6 +62,7 @@ def test_a_worker_and_the_gateway_are_killed(site: tuple[Site, Gateway]) -> None
         client.wait_for_workers(2, timeout=60)  # the nanny has started another
 
 
+@pytest.mark.long
 def test_certificates_end_in_the_middle_and_are_renewed(site: tuple[Site, Gateway]) -> None:
     """Lifetimes of 20 s and a reduction that lasts two of them: nothing is lost, nothing is computed twice."""
     made, _ = site

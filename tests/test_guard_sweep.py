@@ -7,6 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
+import pytest
 from dask_rig import SWEEP, running, until
 from distributed import Client
 from security_world import make_world
@@ -19,6 +20,7 @@ from lcls_dask.security.introductions import accept
 SECONDS = 40.0
 
 
+@pytest.mark.long
 def test_renewed_under_a_working_cluster(tmp_path: Path) -> None:
     """Scheduler, worker, nanny and client live on beyond the certificates that their connections began with."""
     world = make_world(tmp_path)
