@@ -102,7 +102,7 @@ def test_calibrations_that_cannot_be() -> None:
 def test_the_real_cookie_box(real_data: Path) -> None:
     path = real_data / "cookiebox" / "etof_calib_p900485_r348.csv"
     if not path.exists():
-        pytest.skip(f"{path} is not there")
+        pytest.skip(f"{path} is not there: NO real spectrum was fitted; set LCLS_DASK_DATA")
     with path.open() as file:
         rows = list(csv.DictReader(file))
     position = np.array([float(row["mu_sample"]) for row in rows]).reshape(16, 10)

@@ -55,7 +55,7 @@ def test_the_command_against_the_truth(run_path: Path, tmp_path: Path, capsys: p
 
 
 def test_netcdf_and_defaults(run_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("h5netcdf")
+    pytest.importorskip("h5netcdf", reason="h5netcdf is not installed: a netCDF result was NOT read back")
     assert cli.main(["tof", str(run_path), "--out", str(tmp_path), "--threshold", "60", "--format", "nc"]) == 0
     printed = capsys.readouterr().out
     assert "give --length" in printed
