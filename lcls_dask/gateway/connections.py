@@ -28,6 +28,8 @@ SWEEP = 2.0
 #: A body up to this size goes out together with its head.
 _SMALL = 64 << 10
 _READ = 16 << 10
+#: Connections of a process that may be in their handshake; to begin one takes no certificate.
+MOST_STRANGERS = 256
 
 
 @dataclass(eq=False)
@@ -89,6 +91,7 @@ class Connections(TCPServer):
         self._service, self._usage, self._metrics = service, usage, metrics
         self._timeouts, self._revoked = timeouts, revoked
         self._open: set[Connection] = set()
+        self._strangers: dict[Connection, None] = {}  # the oldest first
         self._draining = self._served = False
 
     def use(self, context: ssl.SSLContext) -> None:
@@ -100,6 +103,9 @@ class Connections(TCPServer):
         connection = Connection(cast(SSLIOStream, stream), address[0], 0.0)
         connection.wait("handshake", self._timeouts.handshake)
         self._open.add(connection)
+        self._strangers[connection] = None
+        if len(self._strangers) > MOST_STRANGERS:  # who means well needs milliseconds, so the oldest goes
+            self._end(next(iter(self._strangers)), "too many handshakes")
         self._metrics.connections(len(self._open))
         try:
             await self._serve(connection)
@@ -110,6 +116,7 @@ class Connections(TCPServer):
         finally:
             stream.close()
             self._open.discard(connection)
+            self._strangers.pop(connection, None)
             self._metrics.connections(len(self._open))
             if connection.client is not None:
                 self._usage.disconnected(connection.client.peer.user)
@@ -151,6 +158,8 @@ class Connections(TCPServer):
     def _end(self, connection: Connection, reason: str) -> None:
         if reason:
             self._refuse(connection, reason)
+        connection.deadline = 0.0  # that is all to be said of it
+        self._strangers.pop(connection, None)
         connection.stream.close()
 
     def _refuse(self, connection: Connection, reason: str, status: int = 0) -> None:
@@ -165,6 +174,9 @@ class Connections(TCPServer):
             if connection in self._open and time.monotonic() <= connection.deadline:
                 self._refuse(connection, _why(stream.error or error))
             return
+        if connection not in self._strangers:
+            return  # ended in the moment that its handshake was over
+        del self._strangers[connection]
         stream.set_nodelay(True)
         der = stream.socket.getpeercert(binary_form=True)
         try:

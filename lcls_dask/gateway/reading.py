@@ -8,11 +8,12 @@ from ..errors import LclsError
 from ..security import Authoriser, Peer
 from . import catalogue, describe
 from .metrics import CONTENT_TYPE, exposition
+from .open_run import OpenRun
 from .openapi import DOCUMENT
 from .request import Request, parse_range
 from .response import IMMUTABLE, NOT_FOUND, RETRY, Response, error_response, json_response
 from .routes import Kind, Route
-from .runs import OpenRun, Runs, status_of
+from .runs import Runs, status_of
 from .state import State
 
 _log = logging.getLogger(__name__)
@@ -118,13 +119,16 @@ def _key(request: Request, key: str, run: OpenRun) -> Response:
     known = request.fields.get("if-none-match")
     if known is not None and (known == "*" or tag in known) and key in run.keys:
         return Response(304, fields)
-    # HEAD has no ranges (RFC 9110), and those of another representation are not wanted
-    whole = request.method == "HEAD" or request.fields.get("if-range", tag) != tag
-    span = None if whole else parse_range(request.fields.get("range"))
+    fields["Content-Type"] = "application/json" if key.endswith("zarr.json") else "application/octet-stream"
+    if request.method == "HEAD":  # which has no ranges (RFC 9110)
+        size = run.size(key)
+        return NOT_FOUND if size is None else Response(200, fields, more=size)
+    # ranges of another representation are not wanted
+    same = request.fields.get("if-range", tag) == tag
+    span = parse_range(request.fields.get("range")) if same else None
     piece = run.read(key, span)
     if piece is None:
         return NOT_FOUND
-    fields["Content-Type"] = "application/json" if key.endswith("zarr.json") else "application/octet-stream"
     fields["Content-Digest"] = piece.digest
     more = piece.size - piece.data.nbytes
     if span is None:
