@@ -17,4 +17,3 @@ async def dask_setup(nanny: Nanny) -> None:
     """Verify the guards before the nanny starts its worker."""
     await verify_or_exit(nanny)
     renewal.start(GUARD.identity.directory)
-    renewal.start(GUARD.identity.directory)

@@ -18,6 +18,5 @@ def dask_setup(scheduler: Scheduler) -> None:
     try:
         scheduler.add_plugin(SchedulerGuard())
         renewal.start(GUARD.identity.directory)
-        renewal.start(GUARD.identity.directory)
     except BaseException as error:
         stop(error)

@@ -17,4 +17,3 @@ async def dask_setup(worker: Worker) -> None:
     """Verify the guards before the worker registers."""
     await verify_or_exit(worker)
     renewal.start(GUARD.identity.directory)
-    renewal.start(GUARD.identity.directory)

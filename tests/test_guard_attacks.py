@@ -20,6 +20,7 @@ from distributed import Client, NannyPlugin, SchedulerPlugin, WorkerPlugin
 from distributed.comm import Comm, CommClosedError, connect
 from distributed.core import send_recv
 from distributed.protocol import ToPickle
+from distributed.protocol.pickle import dumps
 from distributed.versions import get_versions
 from security_world import World, make_world
 
@@ -290,11 +291,38 @@ def test_user_registers_as_worker(alice: Rig, client: Client, scheduler: Process
 
 
 def test_duplicate_client_id(alice: Rig, client: Client, scheduler: Process) -> None:
+    """Task code, which has a worker's certificate, takes neither its owner's place nor the scheduler's own."""
+    stolen = alice.person(role=Role.WORKER, cluster="c1")
     for name in (client.id, "fire-and-forget"):
         with pytest.raises(CommClosedError):
-            dial(alice.address, alice.person(), lambda comm, name=name: join_as_client(comm, name))
-    scheduler.audited(event="op", decision="refused", op="register-client", reason="the client's id is in use")
+            dial(alice.address, stolen, lambda comm, name=name: join_as_client(comm, name))
+        scheduler.audited(event="op", decision="refused", op="register-client", reason="the client's id is in use")
+    with pytest.raises(CommClosedError):  # nor does the owner the scheduler's
+        dial(alice.address, alice.person(), lambda comm: join_as_client(comm, "fire-and-forget"))
     assert client.submit(int, "7").result(timeout=20) == 7
+
+
+def test_a_client_that_was_cut_off_comes_back_at_once(alice: Rig, client: Client, scheduler: Process) -> None:
+    """Under its id, while the scheduler still holds its old connection, which is ended."""
+    held = client.submit(int, "8", key="held")
+    assert held.result(timeout=20) == 8
+
+    async def come_back(first: Comm) -> None:
+        context = stock_context(alice.person())
+        second, third = [await connect(alice.address, timeout=5, ssl_context=context) for _ in range(2)]
+        for comm in (first, second, third):
+            assert (await asyncio.wait_for(join_as_client(comm, "cut-off"), 20))[0]["op"] == "stream-start"
+        for ended in (first, second):
+            with pytest.raises(CommClosedError):
+                await asyncio.wait_for(ended.read(), 20)
+        await third.write([{"op": "client-desires-keys", "keys": ["held"]}])
+        (told,) = await asyncio.wait_for(third.read(), 20)
+        assert (told["op"], told["key"]) == ("key-in-memory", "held")
+        third.abort()
+
+    dial(alice.address, alice.person(), come_back)
+    scheduler.audited(event="client", decision="ended", reason="came back", op="cut-off")
+    assert held.result(timeout=20) == 8
 
 
 @pytest.mark.parametrize(
@@ -334,7 +362,7 @@ def test_forged_messages_in_a_stream(alice: Rig, client: Client, scheduler: Proc
 
 OPERATIONS: dict[str, Callable[[Client], Any]] = {
     "run_function": lambda client: client.run_on_scheduler(os.getpid),
-    "feed": lambda client: client.sync(client.scheduler.feed, function=b"", interval="1s"),
+    "feed": lambda client: client.sync(client.scheduler.feed, function=dumps(os.getpid), interval="1s"),
     "register_scheduler_plugin": lambda client: client.register_plugin(SchedulerPlugin()),
     "register_worker_plugin": lambda client: client.register_plugin(WorkerPlugin()),
     "register_nanny_plugin": lambda client: client.register_plugin(NannyPlugin()),

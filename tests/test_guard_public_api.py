@@ -30,11 +30,13 @@ from distributed import (
     get_task_stream,
     get_worker,
     performance_report,
+    progress,
     rejoin,
     secede,
     wait,
     worker_client,
 )
+from distributed.diagnostics.progressbar import MultiProgressBar
 from security_world import make_world
 
 from lcls_dask.security import Role
@@ -341,9 +343,34 @@ def test_metadata_versions_and_state(client: Client) -> None:
 
 def test_performance_report(client: Client, tmp_path: Path) -> None:
     with performance_report(filename=str(tmp_path / "report.html")), get_task_stream() as stream:
-        client.gather(client.map(operator.neg, range(5), pure=False))
-    assert "Bokeh" in (tmp_path / "report.html").read_text()
+        client.gather(client.map(slowly_negative, range(5), pure=False))
+    report = (tmp_path / "report.html").read_text()
+    for tab in ("Summary", "Task Stream", "System", "Worker Profile (compute)", "Scheduler Profile", "Bandwidth"):
+        assert tab in report
+    assert report.count("slowly_negative") > 5  # in the task stream, and in the workers' profile
     assert len(stream.data) == 5
+
+
+def slowly_negative(x: int) -> int:
+    time.sleep(0.1)
+    return -x
+
+
+class Silent(MultiProgressBar):
+    def _draw_bar(self, **_: Any) -> None: ...
+
+    def _draw_stop(self, **_: Any) -> None: ...
+
+
+def test_progress(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
+    """In a terminal, and by kind of task as notebooks show it."""
+    futures = client.map(slowly_negative, range(5), pure=False)
+    progress(futures, notebook=False)
+    assert "100% Completed" in capsys.readouterr().out
+    bars = Silent(futures, scheduler=client.scheduler.address)
+    client.sync(bars.listen)
+    assert bars._last_response["all"] == {"slowly_negative": 5}
+    assert bars.status == "finished"
 
 
 def test_profile_story_and_dump(client: Client, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """One-time secrets, and what their issuer gives for them: real processes, real sockets."""
 
+import contextlib
 import hashlib
 import http.client
 import json
@@ -22,6 +23,7 @@ from lcls_dask.errors import AccessError, IdentityError, UnreachableError
 from lcls_dask.security import FileRevocations, Identity, Role, create_identity, load_identity, renewal, revoke
 from lcls_dask.security import certificates as cert
 from lcls_dask.security.capability import Right, read_unverified
+from lcls_dask.security.delegation import Delegations
 from lcls_dask.security.enrolment import Enrolment, create_enrolment, enrol, open_enrolment
 from lcls_dask.security.files import read_private
 from lcls_dask.security.identity import TOKEN_FILE
@@ -116,8 +118,8 @@ def test_a_worker_joins_with_what_was_delegated_and_no_more(service: Service) ->
     assert cluster.secrets.waiting == []
     assert list((cluster.secrets.directory / "taken").iterdir()) == []
     assert world.issuer.renewed_from(cluster.alice.peer.serial)[1:] == [
-        cluster.scheduler.peer.serial,
         cluster.manager.peer.serial,
+        cluster.scheduler.peer.serial,
         peer.serial,
     ]
 
@@ -368,6 +370,66 @@ def test_revoking_the_user_ends_her_clusters(service: Service) -> None:
     until(lambda: service.post(worker, "/v1/tokens", b"")[0] == 401, what="the revocation")
     with pytest.raises(IdentityError, match="revoked, and with it her clusters"):
         cluster.worker("second")
+
+
+def test_revoking_the_manager_ends_its_cluster(service: Service) -> None:
+    """By hand, its first serial alone: nobody joins any more, and nothing is renewed."""
+    cluster, other = Cluster(service), Cluster(service)
+    cluster.secrets.add(cluster.manager, 2, minutes=5)
+    worker = cluster.worker()
+    first = cluster.manager.peer.serial
+    renew(cluster.manager, service.url)
+    revoke(service.world.revoked_file, [first], "a thief")
+
+    until(lambda: service.post(worker, "/v1/tokens", b"")[0] == 401, what="the revocation")
+    for attempt in (
+        lambda: cluster.worker("second"),
+        lambda: renew(worker, service.url),
+        lambda: renew(cluster.scheduler, service.url),
+        lambda: renew(load_identity(cluster.manager.directory), service.url),
+    ):
+        with pytest.raises(IdentityError, match="manager's certificate was revoked"):
+            attempt()
+    assert renew(other.scheduler, service.url)
+
+
+def test_revoking_a_manager_at_the_issuer_revokes_its_whole_cluster(service: Service) -> None:
+    """By its newest serial; the worker joined, and the scheduler was signed, when it had another."""
+    cluster, other = Cluster(service), Cluster(service)
+    cluster.secrets.add(cluster.manager, 1, minutes=5)
+    whole = {cluster.manager.peer.serial, cluster.scheduler.peer.serial, cluster.worker().peer.serial}
+    newest = renew(cluster.manager, service.url).peer.serial
+    revoked = service.world.issuer.revoke(newest, service.world.revoked_file, "a thief")
+    assert set(revoked) == whole | {newest}
+    assert cluster.alice.peer.serial not in revoked
+    assert other.manager.peer.serial not in revoked
+
+
+def test_a_cluster_closed_at_one_service_is_not_opened_again_by_another(service: Service) -> None:
+    """Two services share a directory: the manager renews at one while its user closes the cluster at the other."""
+    cluster, world = Cluster(service), service.world
+    closing = threading.Thread(
+        target=lambda: Delegations(world.issuer, world.revocations).close(cluster.alice.peer, cluster.name)
+    )
+
+    class Slow:
+        """A list of revocations that is asked once the delegation was read, and before it is written again."""
+
+        version = 0
+
+        def __contains__(self, _: object) -> bool:
+            if not closing.is_alive():
+                closing.start()
+                closing.join(0.5)  # it ends now, or waits for its turn
+            return False
+
+    renewing = Delegations(world.issuer, Slow())
+    signed = world.issuer.renew(cluster.manager.certificate, request_of(cluster.manager))
+    with contextlib.suppress(IdentityError):
+        renewing.renewed(cluster.manager.peer, signed)
+    closing.join()
+    with pytest.raises(IdentityError, match="is closed"):
+        Delegations(world.issuer, world.revocations).of(cluster.manager.peer)
 
 
 def test_certificates_are_renewed_before_they_end(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:

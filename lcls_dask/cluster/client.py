@@ -20,6 +20,7 @@ from ..security.enrolment import enrol
 from ..security.guard import SchedulerGuard, dashboard_link, security_of
 from . import jobs
 from .minting import Domain, Minted, facility_domain, mint, own_domain
+from .requeue import patient
 from .supply import Supply
 
 #: Packages that must be of one version everywhere: they send each other pickles, or name tasks.
@@ -143,9 +144,7 @@ def _join(
         raise ClusterError(
             f"{address} is not guarded: start it by lcls_dask.connect, or with lcls_dask.plugins on tls://"
         )
-    client = ClusterClient(
-        cluster, security=security_of(load_identity(find_identity(identity)).directory), timeout=seconds
-    )  # fmt: skip
+    client = ClusterClient(cluster, security=security_of(load_identity(find_identity(identity)).directory))
     try:
         if adapt is not None:
             if isinstance(cluster, str):
@@ -215,7 +214,7 @@ def _queued(
         given = jobs.job_options(cls, options, minted.enrolment.directory, domain.issuer, None if interface else host)
         given["scheduler_options"] = _guarded(given["scheduler_options"])
         security = security_of(minted.manager, scheduler=minted.scheduler)
-        started = _started(lambda: cls(security=security, **given))
+        started = _started(lambda: patient(cls)(security=security, **given))
     except BaseException:
         minted.close()
         raise
@@ -284,7 +283,7 @@ def _owned(
 ) -> ClusterClient:
     """A client that ends the cluster with itself, or with this process."""
     try:
-        client = ClusterClient(cluster, security=security_of(minted.domain.owner.directory), timeout=seconds)
+        client = ClusterClient(cluster, security=security_of(minted.domain.owner.directory))
     except BaseException:
         _end(cluster, supply, minted)
         raise

@@ -2,9 +2,13 @@
 
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from enum import Enum, auto
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -25,13 +29,24 @@ KINDS = {
     "slurm": "SLURMCluster",
 }
 #: How a batch system tells where a job is.
-_STATE = {
+_ASK = {
     "slurm": "squeue --noheader --format=%i|%T|%r --jobs={jobs}",
     "pbs": "qstat {jobs}",
     "sge": "qstat -j {jobs}",
     "lsf": "bjobs {jobs}",
 }
+#: States of Slurm's jobs that wait to begin, again or for the first time, and of those that have not quite ended.
+_SLURM_WAITS = frozenset("PENDING REQUEUED REQUEUE_FED REQUEUE_HOLD SPECIAL_EXIT CONFIGURING SUSPENDED".split())
+_SLURM_ENDING = frozenset("COMPLETING PREEMPTED SIGNALING STAGE_OUT".split())
 _PRELOADS = ("--preload", "lcls_dask.plugins.worker", "--preload-nanny", "lcls_dask.plugins.nanny")
+
+
+class State(Enum):
+    """Where a job is, as far as its batch system tells."""
+
+    WAITS = auto()
+    ENDING = auto()
+    OTHER = auto()
 
 
 def cluster_class(kind: str) -> type[Any]:
@@ -51,10 +66,25 @@ def cluster_class(kind: str) -> type[Any]:
         dask-jobqueue is not installed.
     """
     try:
-        found: type[Any] = getattr(import_module("dask_jobqueue"), KINDS[kind])
+        with _interrupt_kept():
+            found: type[Any] = getattr(import_module("dask_jobqueue"), KINDS[kind])
     except ModuleNotFoundError:
         raise UnsupportedError(f"connect({kind!r}) needs dask-jobqueue: pip install 'lcls_dask[jobqueue]'") from None
     return found
+
+
+@contextmanager
+def _interrupt_kept() -> Iterator[None]:
+    """Importing dask-jobqueue lets Ctrl-C end the process at once: in a notebook, the kernel with all that it holds."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread can have, or change, a handler
+        return
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        if before is not None:  # one that was not set from Python
+            signal.signal(signal.SIGINT, before)
 
 
 def job_options(
@@ -234,8 +264,29 @@ def why_no_workers(cluster: Any, untouched: bool) -> tuple[str, str]:
     return cause, "\n\n".join(f"--- {title}\n{text.rstrip()}" for title, text in parts if text)
 
 
+def state(cluster: Any, job: str | None) -> State:
+    """Where a job is; of Slurm's alone.
+
+    Parameters
+    ----------
+    cluster : dask_jobqueue.JobQueueCluster
+    job : str or None
+        None of one that has no number yet.
+
+    Returns
+    -------
+    State
+    """
+    if job is None or cluster.job_cls.default_config_name() != "slurm":
+        return State.OTHER
+    told = {line.split("|")[1] for line in _queue(cluster, [job]).splitlines() if line.count("|") == 2}
+    if told & _SLURM_WAITS:
+        return State.WAITS
+    return State.ENDING if told & _SLURM_ENDING else State.OTHER
+
+
 def _queue(cluster: Any, jobs: list[str]) -> str:
-    command = _STATE.get(cluster.job_cls.default_config_name())
+    command = _ASK.get(cluster.job_cls.default_config_name())
     if command is None or not jobs:
         return ""
     try:

@@ -3,7 +3,7 @@
 A user who starts a cluster delegates to it: the issuer signs the certificates of its scheduler and its manager, and
 notes the rights of its workers. The manager announces one-time secrets by their hashes; whoever brings such a secret
 gets a worker's certificate of this cluster, once. Everything ends when the user or the manager closes the cluster, when
-the user's certificate is revoked, or when the manager has not renewed its own for a lifetime.
+the user's or the manager's certificate is revoked, or when the manager has not renewed its own for a lifetime.
 
 ::
 
@@ -17,6 +17,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -26,7 +27,7 @@ from ..errors import AccessError, IdentityError
 from .access import Operation
 from .capability import ANY_DETECTOR, Right
 from .certificates import LIFETIMES, certificate_from_base64
-from .files import make_private_directory, read_private, write_private
+from .files import locked, make_private_directory, read_private, write_private
 from .issuer import DEFAULT_MINUTES, Issuer, narrowed
 from .issuer_keys import TokenError
 from .peer import NAME, Peer, Role, peer_of_certificate, uris_for
@@ -61,6 +62,8 @@ class Delegation:
         Of the certificates of its scheduler and manager, and of its workers.
     until : float
         Seconds since the epoch; later each time that the manager renews its certificate.
+    managers : tuple of str
+        Serials of its manager's certificates, the newest last: revoking any of them ends the cluster.
     closed : bool
     """
 
@@ -71,6 +74,7 @@ class Delegation:
     lifetime: timedelta
     worker_lifetime: timedelta
     until: float
+    managers: tuple[str, ...] = ()
     closed: bool = False
 
     def lifetime_of(self, role: Role) -> timedelta:
@@ -164,9 +168,6 @@ class Delegations:
         if set(requests) != {Role.SCHEDULER, Role.MANAGER}:
             raise TokenError("a cluster needs two requests, of its scheduler and its manager")
         uris_for(Role.MANAGER, user.user, cluster)  # is the name well-formed? it becomes a file's
-        path = self._path(user.user, cluster)
-        if path.exists():
-            raise AccessError(f"{user.user} has had a cluster {cluster}: give the new one another name")
         now = self.issuer.clock()
         # they are renewed for as long, without the user: no longer than her own is good now
         left = timedelta(seconds=user.not_after - now)
@@ -174,9 +175,14 @@ class Delegations:
         until = now + lifetime.total_seconds()
         granted = None if rights is None else tuple(rights)
         delegation = Delegation(user.user, cluster, user.serial, granted, lifetime, worker_lifetime, until)
-        signed = {name: self._signed(delegation, Role(name), request) for name, request in requests.items()}
-        self._keep(delegation)
-        return signed
+        with self._alone():
+            if self._path(user.user, cluster).exists():
+                raise AccessError(f"{user.user} has had a cluster {cluster}: give the new one another name")
+            manager = self._signed(delegation, Role.MANAGER, requests[Role.MANAGER])
+            delegation = replace(delegation, managers=(_peer(manager).serial,))
+            scheduler = self._signed(delegation, Role.SCHEDULER, requests[Role.SCHEDULER])
+            self._keep(delegation)
+        return {Role.SCHEDULER: scheduler, Role.MANAGER: manager}
 
     def announce(self, manager: Peer, hashes: Iterable[str], minutes: float) -> float:
         """Note secrets that workers will bring.
@@ -261,7 +267,7 @@ class Delegations:
             raise SecretError("the enrolment secret is too late: the cluster's manager makes new ones")
         delegation = self._good(self._find(entry["user"], entry["cluster"]))
         introduction = self._signed(delegation, Role.WORKER, request)
-        holder = peer_of_certificate(certificate_from_base64(introduction["signed_cert"]))
+        holder = _peer(introduction)
         self.issuer.record(kind="enrolment", serial=holder.serial, **told)
         try:
             rights = narrowed(policy, holder.user, delegation.limited(None))
@@ -292,12 +298,28 @@ class Delegations:
             return None
         return self._good(self._find(peer.user, peer.cluster))
 
-    def renewed(self, manager: Peer) -> None:
-        """A cluster goes on, since its manager has renewed its certificate."""
-        delegation = self.of(manager)
-        if delegation is not None and manager.role is Role.MANAGER:
-            until = self.issuer.clock() + delegation.lifetime.total_seconds()
-            self._keep(replace(delegation, until=until))
+    def renewed(self, peer: Peer, introduction: Mapping[str, Any]) -> None:
+        """A cluster goes on, since its manager has renewed its certificate; of other processes nothing is noted.
+
+        Parameters
+        ----------
+        peer : Peer
+            Who has renewed its certificate.
+        introduction : dict
+            The new one, as `Issuer.renew` gives it.
+
+        Raises
+        ------
+        IdentityError
+            The cluster was closed meanwhile, which this must not undo.
+        """
+        if peer.role is not Role.MANAGER:
+            return
+        with self._alone():
+            if (delegation := self.of(peer)) is not None:
+                until = self.issuer.clock() + delegation.lifetime.total_seconds()
+                managers = (*delegation.managers, _peer(introduction).serial)
+                self._keep(replace(delegation, until=until, managers=managers))
 
     def close(self, peer: Peer, cluster: str) -> None:
         """End a cluster: nobody joins it any more, and its certificates and tokens are not renewed.
@@ -317,10 +339,15 @@ class Delegations:
         # a name of a path's part may hold what leads elsewhere
         if not own or not NAME.fullmatch(cluster) or not self._path(peer.user, cluster).exists():
             raise AccessError(f"{peer.user} has no cluster {cluster} that this certificate could close")
-        self._keep(replace(self._find(peer.user, cluster), closed=True))
+        with self._alone():
+            self._keep(replace(self._find(peer.user, cluster), closed=True))
         for path, entry in self._announced():
             if (entry["user"], entry["cluster"]) == (peer.user, cluster):
                 path.unlink(missing_ok=True)
+
+    def _alone(self) -> AbstractContextManager[int]:
+        """While a delegation is read and written again: several services may share an issuer's directory."""
+        return locked(self.issuer.directory / "clusters.lock", 0o600)
 
     @property
     def _secrets(self) -> Path:
@@ -339,13 +366,15 @@ class Delegations:
             delegation.user,
             cluster=delegation.cluster,
             lifetime=delegation.lifetime_of(role),
-            parent=delegation.by,
+            parent=(delegation.by, *delegation.managers)[-1],
             revocations=self.revocations,
         )
 
     def _good(self, delegation: Delegation) -> Delegation:
         if delegation.by in self.revocations:
             raise IdentityError(f"the certificate of {delegation.user} was revoked, and with it her clusters")
+        if any(serial in self.revocations for serial in delegation.managers):
+            raise IdentityError(f"the manager's certificate was revoked, and with it the cluster {delegation.cluster}")
         if delegation.closed or self.issuer.clock() >= delegation.until:
             raise IdentityError(f"the cluster {delegation.cluster} of {delegation.user} is closed: start a new one")
         return delegation
@@ -356,7 +385,7 @@ class Delegations:
             entry[name] = timedelta(seconds=entry[name])
         if entry["rights"] is not None:
             entry["rights"] = tuple(map(_right, entry["rights"]))
-        return Delegation(**entry)
+        return Delegation(**entry | {"managers": tuple(entry["managers"])})
 
     def _keep(self, delegation: Delegation) -> None:
         rights = delegation.rights
@@ -385,6 +414,11 @@ class Delegations:
             elif path.suffix == ".json" and (entry["user"], entry["cluster"]) == (own["user"], own["cluster"]):
                 count += 1
         return count
+
+
+def _peer(introduction: Mapping[str, Any]) -> Peer:
+    """Whom the certificate of an introduction names."""
+    return peer_of_certificate(certificate_from_base64(introduction["signed_cert"]))
 
 
 def _right(entry: Mapping[str, Any]) -> Right:

@@ -251,11 +251,16 @@ class Issuer:
         """Serials of certificates that came from one, directly or not, itself first: renewed, or of its clusters.
 
         Who has stolen a key may have renewed its certificate, or started a cluster: revoking one serial is not enough.
+        A cluster is its manager's: with any certificate of that go all of the cluster, the older ones too.
         """
         found = dict.fromkeys([serial])
-        for entry in self.issued():
-            if entry.get("renews") in found:
+        signed = [entry for entry in self.issued() if entry["kind"] == "certificate"]
+        for entry in signed:
+            if entry["renews"] in found:
                 found[entry["serial"]] = None
+        managers = [entry for entry in signed if entry["serial"] in found and entry["role"] == Role.MANAGER]
+        ended = {(entry["user"], entry["cluster"]) for entry in managers if entry["cluster"] is not None}
+        found |= dict.fromkeys(entry["serial"] for entry in signed if (entry["user"], entry["cluster"]) in ended)
         return list(found)
 
     def issued(self) -> Iterator[dict[str, Any]]:

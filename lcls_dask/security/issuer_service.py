@@ -113,7 +113,7 @@ class _Certificates(_Handler):
             renewed = self.issuer.renew(self.certificate, self.request.body, self.revocations, lifetime)
         except IdentityError as error:
             raise TokenError(str(error)) from None
-        self.delegations.renewed(self.peer)
+        self.delegations.renewed(self.peer, renewed)
         self.finish(renewed)
         logger.info("renewed the certificate of %s (%s), serial %s", self.peer.user, self.peer.role, self.peer.serial)
 

@@ -1,5 +1,6 @@
 """A Dask server's operations, refused by default, and its streams, of which only what belongs there is seen."""
 
+import asyncio
 import inspect
 import multiprocessing
 import os
@@ -10,13 +11,13 @@ from typing import Any, Final
 from distributed import Nanny, Scheduler, Worker
 from distributed.comm.core import CommClosedError
 from distributed.core import Server
-from distributed.protocol.pickle import loads
 
 from ...errors import AccessError, GuardError
 from ..peer import Role
 from . import tables
 from .admission import Caller
 from .guard import Guard
+from .looks import only_looks
 from .pages import gate_pages
 
 Handler = Callable[..., Any]
@@ -42,15 +43,15 @@ class Guarded:
     guard : Guard
     table : Table
         Of its requests.
-    clients, workers : dict of str to str
-        Ids of clients and addresses of workers that have registered, and the key of whom they belong to.
+    clients, workers : dict
+        Connections by the ids of clients and the addresses of workers that have registered on them.
     """
 
     server: Any
     guard: Guard
     table: tables.Table
-    clients: dict[str, str] = field(default_factory=dict)
-    workers: dict[str, str] = field(default_factory=dict)
+    clients: dict[str, Any] = field(default_factory=dict)
+    workers: dict[str, Any] = field(default_factory=dict)
 
     def why_not(self, operation: str, caller: Caller | None, arguments: dict[str, Any]) -> str | None:
         """Why an operation is refused, None where it is not."""
@@ -61,14 +62,14 @@ class Guarded:
             return "unknown operation"
         role = caller.peer.role
         if role not in roles:
-            if operation == "run_function" and role in self.table["performance_report"] and _is_count(arguments):
+            if role in self.table.get("performance_report", ()) and only_looks(operation, arguments):
                 return None
             return f"not for the role {role}"
         if operation == "register-client":
-            return self._may_register(arguments.get("client"))
+            return self._may_register(arguments.get("client"), caller)
         if operation == "register-worker":
             return self._may_join(arguments.get("address"), caller)
-        if (client := arguments.get("client")) is not None and self.clients.get(client) != caller.key:
+        if (client := arguments.get("client")) is not None and not _is_of(self.clients.get(client), caller):
             return "another client's id"
         if role is Role.MANAGER:
             return None
@@ -77,15 +78,28 @@ class Guarded:
             return None if passed in tables.PASSED_ON else f"{str(passed)[:40]} is not passed on for the role {role}"
         return self._may_do_to(operation, caller, arguments) if role is Role.WORKER else None
 
-    def _may_register(self, client: object) -> str | None:
-        # also names that the scheduler itself uses, as "fire-and-forget" and "queue-..."
-        if not isinstance(client, str) or client in self.clients or client in self.server.clients:
-            return "the client's id is in use"
-        return None
+    def _may_register(self, client: object, caller: Caller) -> str | None:
+        if not isinstance(client, str):
+            return "no id of a client"
+        # one that was cut off comes back, under its id, while its old connection is not known to be dead;
+        # others are names that the scheduler itself uses, as "fire-and-forget" and "queue-..."
+        free = client not in self.server.clients or _is_of(self.clients.get(client), caller)
+        return None if free else "the client's id is in use"
+
+    async def register_client(self, stock: Handler, comm: Any, client: str, **arguments: Any) -> None:
+        """Register a client, or register it again: then what is left of its old connection is ended first."""
+        while client in self.server.clients or client in self.server.client_comms:
+            if (old := self.clients.get(client)) is not None and not old.closed():
+                old.abort()
+                address = comm.peer_address.rpartition("://")[2].rpartition(":")[0]
+                self.guard.audit.write("client", "ended", reason="came back", op=client, address=address)
+            await asyncio.sleep(0.01)  # the old connection's own task takes it out of the scheduler's books
+        if not comm.closed():
+            await stock(comm, client=client, **arguments)
 
     def _may_join(self, address: object, caller: Caller) -> str | None:
         owner = self.workers.get(str(address)) if address in self.server.workers else None
-        return "another worker's address" if owner not in (None, caller.key) else None
+        return None if owner is None or _is_of(owner, caller) else "another worker's address"
 
     def _may_do_to(self, operation: str, caller: Caller, arguments: dict[str, Any]) -> str | None:
         """A worker reports, retires and unregisters nobody but itself."""
@@ -100,8 +114,9 @@ class Guarded:
         else:
             return None
         # one that is not known is none of anybody's: the scheduler answers that itself
-        strangers = [w for w in workers if self.workers.get(str(w), caller.key) != caller.key or w is None]
-        return "another worker" if strangers else None
+        known = [self.workers.get(str(worker)) for worker in workers if worker is not None]
+        own = len(known) == len(workers) and all(one is None or _is_of(one, caller) for one in known)
+        return None if own else "another worker"
 
 
 class GuardedHandlers(dict[str, Handler]):
@@ -177,17 +192,14 @@ class _Streams:
     async def __call__(self, comm: Any, extra: dict[str, Any] | None = None) -> None:
         extra = extra or {}
         comm.gate = _gate(comm, extra, self.guarded)
-        if "client" in extra:
-            client, clients = extra["client"], self.guarded.clients
-            clients[client] = comm.caller.key
-            try:
-                await self.stock(comm, extra)
-            finally:
-                clients.pop(client, None)
-        else:
-            if "worker" in extra:
-                self.guarded.workers[extra["worker"]] = comm.caller.key
+        kept, name = (self.guarded.clients, "client") if "client" in extra else (self.guarded.workers, "worker")
+        mine = str(extra.get(name))
+        kept[mine] = comm
+        try:
             await self.stock(comm, extra)
+        finally:
+            if kept.get(mine) is comm:
+                del kept[mine]
 
 
 def _gate(comm: Any, extra: dict[str, Any], guarded: Guarded) -> Callable[[Any], Any]:
@@ -245,20 +257,6 @@ def _gate(comm: Any, extra: dict[str, Any], guarded: Guarded) -> Callable[[Any],
     return gate
 
 
-def _is_count(arguments: dict[str, Any]) -> bool:
-    """Whether a function is the one by which `distributed.performance_report` begins, and no other.
-
-    It has to be read for that, which the scheduler does with all that its owner sends.
-    """
-    try:
-        code, given = loads(arguments.get("function")).__code__, loads(arguments.get("args"))
-    except Exception:
-        return False
-    known = (lambda dask_scheduler: dask_scheduler.monitor.count).__code__
-    same = all(getattr(code, name) == getattr(known, name) for name in ("co_code", "co_names", "co_varnames"))
-    return same and not given and not code.co_freevars
-
-
 def _asked(operation: str, stock: Handler, guarded: Guarded) -> Handler:
     """A handler that first asks whether its caller may use it."""
     signature = inspect.signature(stock)
@@ -275,6 +273,8 @@ def _asked(operation: str, stock: Handler, guarded: Guarded) -> Handler:
                 comm.abort()
                 raise CommClosedError(refusal)
             raise AccessError(refusal)
+        if operation == "register-client":
+            return guarded.register_client(stock, comm, **arguments)
         return stock(comm, **arguments) if wants_comm else stock(**arguments)
 
     comm = inspect.Parameter("comm", inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -284,6 +284,11 @@ def _asked(operation: str, stock: Handler, guarded: Guarded) -> Handler:
     handler.__signature__ = inspect.Signature([comm, *keywords])  # type: ignore[attr-defined]
     handler.__name__ = operation
     return handler
+
+
+def _is_of(comm: Any, caller: Caller) -> bool:
+    """Whether a connection is of that caller; a renewed certificate is for the same key."""
+    return comm is not None and comm.caller.key == caller.key
 
 
 _VARIABLE = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
