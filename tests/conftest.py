@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,25 @@ def own_index_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytes
     cache = tmp_path_factory.mktemp("index-cache")
     monkeypatch.setenv("LCLS_INDEX_CACHE", str(cache))
     return cache
+
+
+@pytest.fixture(scope="session")
+def slurm_node() -> Iterator[Path]:
+    """A Slurm of one node, shared by all tests of jobs; its directory."""
+    from cluster_rig import slurm
+
+    with slurm() as directory:
+        yield directory
+
+
+@pytest.fixture(scope="session")
+def cluster_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two simulated runs that clusters reduce; nothing writes into them."""
+    from cluster_rig import write_runs
+
+    root = tmp_path_factory.mktemp("cluster-runs")
+    write_runs(root)
+    return root
 
 
 def _psana() -> str | None:

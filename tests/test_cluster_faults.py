@@ -10,7 +10,7 @@ from typing import Any
 
 import dask.config
 import pytest
-from cluster_rig import Site, open_site, tof_work, write_runs
+from cluster_rig import Site, open_site, tof_work
 from cluster_tasks import slowly
 from gateway_rig import Gateway, until
 
@@ -20,15 +20,11 @@ from lcls_dask.security import load_identity, revoke
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("runs")
-    write_runs(root)
-    return root
-
-
-@pytest.fixture
-def site(runs: Path, tmp_path: Path) -> Iterator[tuple[Site, Gateway]]:
-    with open_site(tmp_path, runs) as (made, gateway), dask.config.set(made.settings(gateway)):
+def site(cluster_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Site, Gateway]]:
+    with (
+        open_site(tmp_path_factory.mktemp("site"), cluster_runs) as (made, gateway),
+        dask.config.set(made.settings(gateway)),
+    ):
         yield made, gateway
 
 

@@ -11,7 +11,7 @@ import dask
 import dask.config
 import pytest
 import xarray as xr
-from cluster_rig import SFX, Site, open_site, slurm, uri, write_runs
+from cluster_rig import SFX, Site, open_site, uri
 from cluster_tasks import PATH, keys_and_tokens, tell_secrets
 from dask.utils import tmpdir
 from gateway_rig import Gateway
@@ -30,12 +30,10 @@ JOB = {
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[tuple[Path, Site, Gateway]]:
-    runs = tmp_path / "runs"
-    write_runs(runs)
-    with slurm() as node, open_site(tmp_path / "site", runs) as (made, gateway):
+def place(slurm_node: Path, cluster_runs: Path, tmp_path: Path) -> Iterator[tuple[Path, Site, Gateway]]:
+    with open_site(tmp_path / "site", cluster_runs) as (made, gateway):
         with dask.config.set(made.settings(gateway)), tmpdir(dir=tmp_path):
-            yield node, made, gateway
+            yield slurm_node, made, gateway
 
 
 def processes() -> Iterator[tuple[str, bytes]]:

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import dask.config
 import numpy as np
 import pytest
 import xarray as xr
-from cluster_rig import EXPERIMENT, SFX, TOF, Site, open_site, sfx_work, slurm, tof_work, uri, write_runs
+from cluster_rig import EXPERIMENT, SFX, TOF, Site, open_site, sfx_work, tof_work, uri
 from cluster_tasks import PATH, slowly
 from gateway_rig import Gateway, until
 
@@ -31,22 +32,35 @@ JOB = {
 
 
 @pytest.fixture(scope="module")
-def node() -> Iterator[Path]:
-    with slurm() as directory:
-        yield directory
+def site(
+    slurm_node: Path, cluster_runs: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Site, Gateway]]:
+    # what is lost is replaced soon, so that tests need not wait for it
+    soon = {"distributed.deploy.lost-worker-timeout": "2s"}
+    with (
+        open_site(tmp_path_factory.mktemp("site"), cluster_runs) as (made, gateway),
+        dask.config.set(made.settings(gateway) | soon),
+    ):
+        yield made, gateway
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("runs")
-    write_runs(root)
-    return root
+def started(site: tuple[Site, Gateway]) -> Iterator[ClusterClient]:
+    with connect("slurm", workers=2, experiments=[EXPERIMENT], **JOB) as client:
+        yield client
 
 
 @pytest.fixture
-def site(node: Path, runs: Path, tmp_path: Path) -> Iterator[tuple[Site, Gateway]]:
-    with open_site(tmp_path, runs) as (made, gateway), dask.config.set(made.settings(gateway)):
-        yield made, gateway
+def two_jobs(started: ClusterClient) -> ClusterClient:
+    """A cluster of two jobs; each test leaves as many behind."""
+    started.wait_for_workers(2, timeout=60)
+    assert len(set(jobs_of(started).values())) == 2
+    return started
+
+
+def enrolled(site: Site) -> list[str]:
+    """Secrets that jobs have brought to the issuer so far."""
+    return [entry["secret_id"] for entry in site.world.issuer.issued() if entry["kind"] == "enrolment"]
 
 
 def jobs_of(client: ClusterClient) -> dict[str, str]:
@@ -58,25 +72,29 @@ def jobs_of(client: ClusterClient) -> dict[str, str]:
     return {address: future.result() for address, future in futures.items()}  # fmt: skip
 
 
-def test_two_jobs_reduce_both_runs_and_one_is_retired(site: tuple[Site, Gateway], tmp_path: Path) -> None:
+def test_two_jobs_reduce_both_runs(site: tuple[Site, Gateway], two_jobs: ClusterClient) -> None:
     made, gateway = site
-    with connect("slurm", workers=2, experiments=["tmox42619"], log_directory=str(tmp_path / "logs"), **JOB) as client:
-        jobs = jobs_of(client)
-        assert len(set(jobs.values())) == 2
-        assert all(address.startswith("tls://127.0.0.1:") for address in jobs)
-        for work, parts, right, merge in ((*tof_work(made), tof.merge), (*sfx_work(made), sfx.merge)):
-            found = merge(client.gather(client.map(work, parts, pure=False)))
-            assert found == right
-        client.cluster.scale(1)
-        until(lambda: len(client.scheduler_info(-1)["workers"]) == 1, 60, "scaling down")
-        until(lambda: running() == 1, 60, "the end of its job")
-        assert client.submit(sum, [1, 2]).result() == 3
-    until(lambda: running() == 0, 60, "the end of all jobs")
-    assert not list((made.base / "clusters").glob("*-secrets"))
+    assert all(address.startswith("tls://127.0.0.1:") for address in two_jobs.scheduler_info(-1)["workers"])
+    for work, parts, right, merge in ((*tof_work(made), tof.merge), (*sfx_work(made), sfx.merge)):
+        found = merge(two_jobs.gather(two_jobs.map(work, parts, pure=False)))
+        assert found == right
     readers = {record["user"] for record in gateway.audit() if "/c/" in str(record["key"])}
     assert readers == {"alice"}
-    enrolled = [entry for entry in made.world.issuer.issued() if entry["kind"] == "enrolment"]
-    assert len(enrolled) == 2
+
+
+def test_one_of_two_jobs_is_retired_and_nothing_stays_in_the_end(site: tuple[Site, Gateway]) -> None:
+    made, _ = site
+    before, others = len(enrolled(made)), running()
+    with connect("slurm", workers=2, **JOB) as client:
+        assert len(enrolled(made)) == before + 2
+        client.cluster.scale(1)
+        until(lambda: len(client.scheduler_info(-1)["workers"]) == 1, 60, "scaling down")
+        until(lambda: running() == others + 1, 60, "the end of its job")
+        assert client.submit(sum, [1, 2]).result() == 3
+        secrets = Path(client.cluster.job_script().partition("identity enrol ")[2].partition(")")[0])
+        assert secrets.is_dir()
+    until(lambda: running() == others, 60, "the end of all jobs")
+    assert not secrets.exists()
 
 
 def running() -> int:
@@ -102,54 +120,76 @@ def test_a_job_is_killed_in_the_middle_and_replaced(site: tuple[Site, Gateway]) 
         assert len(after) == 2
 
 
-def test_the_job_script_submitted_once_more_joins_too(site: tuple[Site, Gateway], tmp_path: Path) -> None:
-    """As a batch system does that requeues a job: nobody has told the client of it."""
+def test_the_job_script_submitted_once_more_joins_too(
+    site: tuple[Site, Gateway], two_jobs: ClusterClient, tmp_path: Path
+) -> None:
+    """Nobody has told the client of it."""
     made, _ = site
-    with connect("slurm", workers=1, **JOB) as client:
-        script = tmp_path / "again.sh"
-        script.write_text(client.cluster.job_script())
-        subprocess.run(["sbatch", script], check=True, capture_output=True, timeout=30)
-        client.wait_for_workers(2, timeout=120)
-        assert len(set(jobs_of(client).values())) == 2
-        enrolled = [entry for entry in made.world.issuer.issued() if entry["kind"] == "enrolment"]
-        assert len({entry["secret_id"] for entry in enrolled}) == 2
-        (victim,) = set(jobs_of(client).values()) - {job.job_id for job in client.cluster.workers.values()}
-        subprocess.run(["scancel", victim], check=True, timeout=30)
+    before = enrolled(made)
+    script = tmp_path / "again.sh"
+    script.write_text(two_jobs.cluster.job_script())
+    subprocess.run(["sbatch", script], check=True, capture_output=True, timeout=30, cwd=tmp_path)
+    two_jobs.wait_for_workers(3, timeout=120)
+    assert len(set(jobs_of(two_jobs).values())) == 3
+    (secret,) = enrolled(made)[len(before) :]
+    assert secret not in before
+    (victim,) = set(jobs_of(two_jobs).values()) - own_jobs(two_jobs)
+    subprocess.run(["scancel", victim], check=True, timeout=30)
+    until(lambda: len(two_jobs.scheduler_info(-1)["workers"]) == 2, 60, "its end")
 
 
-def test_a_worker_killed_in_its_job_is_started_again(site: tuple[Site, Gateway]) -> None:
+def own_jobs(client: ClusterClient) -> set[str]:
+    """Jobs that the client's cluster knows of."""
+    return {job.job_id for job in client.cluster.workers.values()}
+
+
+def test_a_job_that_slurm_requeues_is_waited_for(site: tuple[Site, Gateway], two_jobs: ClusterClient) -> None:
+    """As after a preemption: the same job comes back with a new secret, and none is sent in its place."""
+    made, _ = site
+    before, jobs = enrolled(made), own_jobs(two_jobs)
+    address, victim = min(jobs_of(two_jobs).items())
+    subprocess.run(["scontrol", "requeue", victim], check=True, timeout=30)
+    until(lambda: address not in two_jobs.scheduler_info(-1)["workers"], 60, "the worker's end")
+    lost = time.monotonic()
+    until(lambda: len(two_jobs.scheduler_info(-1)["workers"]) == 2, 120, "the job's return")
+    assert time.monotonic() - lost > 3, "longer than lost workers are waited for"
+    assert set(jobs_of(two_jobs).values()) == own_jobs(two_jobs) == jobs
+    assert len(enrolled(made)) == len(before) + 1
+
+
+def test_a_worker_killed_in_its_job_is_started_again(site: tuple[Site, Gateway], two_jobs: ClusterClient) -> None:
     """By its nanny, with the identity that the job has: no second secret is taken."""
     made, _ = site
-    with connect("slurm", workers=1, **JOB) as client:
-        ((address, job),) = jobs_of(client).items()
-        os.kill(client.submit(os.getpid).result(), signal.SIGKILL)
-        until(lambda: set(client.scheduler_info(-1)["workers"]) - {address}, 120, "the next worker")
-        until(lambda: set(client.scheduler_info(-1)["workers"]).isdisjoint({address}), 60, "the end of the first")
-        assert set(jobs_of(client).values()) == {job}
-        assert len([entry for entry in made.world.issuer.issued() if entry["kind"] == "enrolment"]) == 1
+    before, jobs = enrolled(made), set(jobs_of(two_jobs).values())
+    victim = min(two_jobs.scheduler_info(-1)["workers"])
+    os.kill(two_jobs.submit(os.getpid, workers=[victim], pure=False).result(), signal.SIGKILL)
+    until(lambda: victim not in two_jobs.scheduler_info(-1)["workers"], 60, "the end of the first")
+    two_jobs.wait_for_workers(2, timeout=60)
+    assert set(jobs_of(two_jobs).values()) == jobs
+    assert enrolled(made) == before
 
 
 def test_jobs_that_wait_in_the_queue(site: tuple[Site, Gateway]) -> None:
-    wish = JOB | {"job_extra_directives": ["--hold"]}
+    wish, others = JOB | {"job_extra_directives": ["--hold"]}, running()
     told = r"0 of 1 workers have come in 2 s: 1 of 1 jobs wait in the queue"
     with pytest.raises(WorkersMissingError, match=told) as error:
         connect("slurm", workers=1, timeout=2, **wish)
     (note,) = error.value.__notes__
     assert "--- job script" in note
     assert "#SBATCH --hold" in note
-    until(lambda: running() == 0, 60, "the end of its jobs")
+    until(lambda: running() == others, 60, "the end of its jobs")
 
 
 def test_jobs_that_cannot_start_their_workers(site: tuple[Site, Gateway], tmp_path: Path) -> None:
     options = JOB | {"job_script_prologue": ["module load no-such-module || exit 3"], "log_directory": str(tmp_path)}
     with pytest.raises(WorkersMissingError, match="logs may say why") as error:
-        connect("slurm", workers=1, timeout=10, **options)
+        connect("slurm", workers=1, timeout=5, **options)
     assert "module" in error.value.__notes__[0].partition("--- job script")[0]
 
 
 def test_workers_retire_before_their_walltime(site: tuple[Site, Gateway]) -> None:
     """Their results are handed over: nothing is computed twice."""
-    options = JOB | {"walltime": "00:10:00", "worker_extra_args": ["--lifetime", "15s"]}
+    options = JOB | {"walltime": "00:10:00", "worker_extra_args": ["--lifetime", "10s"]}
     with connect("slurm", workers=1, **options) as client:
         first = client.submit(np.arange, 1000, pure=False)
         first.result()
