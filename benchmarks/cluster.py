@@ -1,4 +1,4 @@
-"""The guarded cluster against distributed's own with TLS: tasks, transfers, gathering, P2P, and starting."""
+"""The guarded cluster against distributed's own with TLS: tasks, transfers, P2P, starting; the graph of a 1 TB run."""
 
 import operator
 import os
@@ -16,10 +16,13 @@ from lcls_dask.security import Role
 from lcls_dask.security.guard import SchedulerGuard, security_of
 from tests.security_world import World, make_world
 
-from .timing import Setting, interleaved, ratio, show
+from . import terabyte
+from .timing import Setting, compare, interleaved, ratio, show
 
 #: What is kept of the stock cluster's speed.
 KEPT = 0.95
+#: Repetitions of what takes many seconds.
+_MOST = 3
 
 
 @contextmanager
@@ -50,11 +53,15 @@ def run(setting: Setting) -> None:
     os.sched_setaffinity(0, range(os.cpu_count() or 1))  # a cluster is several processes
     world = make_world(setting.directory)
     tasks, size = setting.size(10_000, 100), setting.size(256 << 20, 1 << 20)
-    shuffled = (4 << 30) if setting.full else setting.size(1 << 30, 8 << 20)
+    shuffled = setting.size(4 << 30, 8 << 20)
+    run_path = setting.directory / "run"
+    blocks = terabyte.describe(run_path, setting.size(10**12, 10**10))
+    graph(setting, run_path, blocks)
     works: dict[str, Callable[[Client], Any]] = {
         f"{tasks:,} tiny tasks": lambda client: tiny(client, tasks),
         f"transfer of {size >> 20} MiB between workers": lambda client: transfer(client, size),
         f"gathering {size >> 20} MiB": lambda client: gathering(client, size),
+        f"{blocks:,} blocks of 64 MiB, reads stubbed": lambda client: scheduled(client, run_path),
         f"P2P rechunk of {shuffled >> 20} MiB": lambda client: rechunk(client, shuffled),
     }
     with ExitStack() as stack:
@@ -67,7 +74,7 @@ def run(setting: Setting) -> None:
             for client in clusters.values():
                 work(client)
             timings = interleaved(
-                setting.repeats,
+                min(setting.repeats, _MOST),
                 {name: lambda client=client, work=work: work(client) for name, client in clusters.items()},  # type: ignore[misc]
             )
             for name, timing in timings.items():
@@ -76,7 +83,7 @@ def run(setting: Setting) -> None:
                 f"{what}, speed of guarded over stock", timings["stock, TLS"], timings["guarded"], KEPT, at_least=True
             )
     begun = interleaved(
-        setting.repeats,
+        min(setting.repeats, _MOST),
         {
             "stock, TLS": lambda: first(stock(setting.directory)),
             "guarded": lambda: first(guarded(setting.directory, world)),
@@ -85,6 +92,31 @@ def run(setting: Setting) -> None:
     for name, timing in begun.items():
         show(f"start to first result, {name}", timing)
     ratio("start to first result, guarded over stock", begun["guarded"], begun["stock, TLS"], 1.2)
+
+
+def graph(setting: Setting, run_path: Path, blocks: int) -> None:
+    """Tasks of a sum over all frames of a run, and how long it takes to describe them."""
+    ratio_of_tasks = terabyte.tasks(terabyte.ours(run_path)) / blocks
+    compare("tasks for each block of 64 MiB", ratio_of_tasks, 1.4)
+    built = interleaved(
+        setting.repeats,
+        {
+            "lcls_dask": lambda: terabyte.ours(run_path).__dask_graph__(),
+            "xarray, zarr": lambda: terabyte.zarrs(run_path).__dask_graph__(),
+        },
+    )
+    for name, timing in built.items():
+        show(f"opening it and building the graph, {name}", timing)
+    ratio("opening and building, lcls_dask over xarray", built["lcls_dask"], built["xarray, zarr"], 5)
+
+
+def scheduled(client: Client, run_path: Path) -> None:
+    """As many events as the run has, counted block by block; what a block holds is not read."""
+    with client.as_current():
+        workers = client.scheduler_info()["workers"]
+        wait([client.submit(terabyte.stub_reads, workers=[worker], pure=False) for worker in workers])
+        events = terabyte.shots(run_path)
+        assert client.compute(events).result() == terabyte.events(run_path)
 
 
 def tiny(client: Client, tasks: int) -> None:

@@ -16,6 +16,14 @@ def slowly(work: Callable[[Any], Any], part: Any, seconds: float) -> Any:
     return work(part)
 
 
+def recorded(path: Path, number: int, seconds: float) -> int:
+    """Something whose every run is on record."""
+    time.sleep(seconds)
+    with open(path, "a") as file:
+        file.write(f"{number}\n")
+    return number**2
+
+
 def keys_and_tokens(identity: Path) -> list[str]:
     """The secret part of each key and token in an identity's directory."""
     found = [key.read_text().splitlines()[1] for key in identity.glob("*.key")]

@@ -1,12 +1,13 @@
 """A guarded Dask cluster of real processes, its audit, and strangers who speak distributed's own protocol to it."""
 
+import asyncio
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -14,6 +15,9 @@ from pathlib import Path
 from ssl import CERT_NONE, PROTOCOL_TLS_CLIENT, Purpose, SSLContext, create_default_context
 from typing import Any
 
+from distributed.comm import Comm, connect
+from distributed.core import send_recv
+from distributed.protocol import ToPickle
 from security_world import World
 
 from lcls_dask.security import Identity, Role, create_identity, revoke
@@ -87,9 +91,9 @@ class Rig:
         return self.world.person(user or self.user, role, cluster)
 
     def dask(
-        self, *arguments: str, identity: Path, guarded: bool = True, environment: dict[str, str] | None = None
+        self, *arguments: str, identity: Path, environment: dict[str, str] | None = None, prefix: Sequence[str] = ()
     ) -> Process:
-        """Start a `dask` command as an identity."""
+        """Start a `dask` command as an identity; a prefix is another command that runs it."""
         number = len(list(self.path.glob("*.log")))
         log, audit = self.path / f"{number}.log", self.path / f"audit-{number}"
         environment = {
@@ -103,7 +107,7 @@ class Rig:
         }
         with open(log, "wb") as file:
             popen = subprocess.Popen(
-                [sys.executable, "-m", "dask", *arguments],
+                [*prefix, sys.executable, "-m", "dask", *arguments],
                 env=environment,
                 stdout=file,
                 stderr=subprocess.STDOUT,
@@ -183,3 +187,33 @@ def stock_context(identity: Identity | None, authority: Path | None = None) -> S
     context.check_hostname, context.verify_mode = False, CERT_NONE
     context.load_cert_chain(identity.certificate_file, identity.key_file)
     return context
+
+
+class Bomb:
+    """A pickle that leaves a file behind wherever it is read."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.file),)
+
+
+def dial(
+    address: str, identity: Identity | None, use: Callable[[Comm], Awaitable[Any]], bomb: Path | None = None
+) -> Any:
+    """Connect as distributed does, whoever answers, and use the connection; a bomb goes off in the handshake."""
+
+    async def talk() -> Any:
+        overrides = None if bomb is None else {"bomb": ToPickle(Bomb(bomb))}
+        comm = await connect(address, timeout=5, ssl_context=stock_context(identity), handshake_overrides=overrides)
+        try:
+            return await use(comm)
+        finally:
+            comm.abort()
+
+    return asyncio.run(talk())
+
+
+async def ask_identity(comm: Comm) -> Any:
+    return await send_recv(comm, op="identity")

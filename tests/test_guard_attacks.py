@@ -8,14 +8,14 @@ import http.client
 import json
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import dask
 import pytest
-from dask_rig import PRELOAD, SWEEP, Process, Rig, running, stock_context, until
+from dask_rig import PRELOAD, SWEEP, Bomb, Process, Rig, ask_identity, dial, running, stock_context, until
 from distributed import Client, NannyPlugin, SchedulerPlugin, WorkerPlugin
 from distributed.comm import Comm, CommClosedError, connect
 from distributed.core import send_recv
@@ -24,7 +24,7 @@ from distributed.protocol.pickle import dumps
 from distributed.versions import get_versions
 from security_world import World, make_world
 
-from lcls_dask.security import Identity, Role, create_identity, load_identity
+from lcls_dask.security import Role, create_identity, load_identity
 from lcls_dask.security.guard import security_of
 
 NEW_HANDLER = """
@@ -64,36 +64,6 @@ def scheduler(alice: Rig) -> Process:
 @pytest.fixture
 def worker(alice: Rig) -> Process:
     return alice.processes[1]
-
-
-class Bomb:
-    """A pickle that leaves a file behind wherever it is read."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    def __reduce__(self) -> Any:
-        return os.mkdir, (str(self.file),)
-
-
-def dial(
-    address: str, identity: Identity | None, use: Callable[[Comm], Awaitable[Any]], bomb: Path | None = None
-) -> Any:
-    """Connect as distributed does, whoever answers, and use the connection; a bomb goes off in the handshake."""
-
-    async def talk() -> Any:
-        overrides = None if bomb is None else {"bomb": ToPickle(Bomb(bomb))}
-        comm = await connect(address, timeout=5, ssl_context=stock_context(identity), handshake_overrides=overrides)
-        try:
-            return await use(comm)
-        finally:
-            comm.abort()
-
-    return asyncio.run(talk())
-
-
-async def ask_identity(comm: Comm) -> Any:
-    return await send_recv(comm, op="identity")
 
 
 async def join_as_client(comm: Comm, name: str) -> Any:

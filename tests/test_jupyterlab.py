@@ -1,26 +1,16 @@
 """The first example in a real JupyterLab in a real Chromium, without the internet: what a person sees is there."""
 
-import json
-import os
 import re
-import secrets
 import shutil
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+from jupyter_rig import SECONDS, jupyterlab
 
 NOTEBOOK = Path(__file__).resolve().parents[1] / "examples" / "01_open_a_run.ipynb"
-SECONDS = 80  # for any one step, on a machine that is busy with other tests
-# all cells are in the page, also those scrolled out of it, and nothing asks whether it may fetch news
-SETTINGS = {
-    "notebook-extension/tracker": {"windowingMode": "none"},
-    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
-}
 PICTURE = "img[src^='data:image/png']"
 # a run's own HTML, xarray's of a dataset, the pictures of the two cells that plot
 SEEN = {".lcls-run": 1, ".xr-wrap": 1, PICTURE: 2}
@@ -47,54 +37,14 @@ def chromium() -> Iterator["playwright.Browser"]:
         browser.close()
 
 
-def end(server: psutil.Popen) -> None:
-    """Let Jupyter end its kernels and itself; what then is left of them is killed."""
-    if server.poll() is None:
-        family = [server, *server.children(recursive=True)]
-        server.terminate()
-        _, left = psutil.wait_procs(family, timeout=20)
-        for process in left:
-            process.kill()
-        psutil.wait_procs(left)
-
-
 @pytest.fixture
 def lab(tmp_path: Path) -> Iterator[tuple[psutil.Popen, str, str]]:
-    """A JupyterLab of this interpreter that no setting of the user reaches: its process, address and token."""
+    """With the notebook; its process, address and token."""
     root = tmp_path / "notebooks"
     root.mkdir()
     shutil.copy(NOTEBOOK, root)
-    for name, values in SETTINGS.items():
-        file = tmp_path / "config" / "lab" / "user-settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
-        file.parent.mkdir(parents=True)
-        file.write_text(json.dumps(values))
-    token = secrets.token_hex(16)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("JUPYTER", "IPYTHON"))}
-    environment |= {
-        "IPYTHONDIR": str(tmp_path / "ipython"),
-        "JUPYTER_CONFIG_DIR": str(tmp_path / "config"),
-        "JUPYTER_DATA_DIR": str(tmp_path / "data"),
-        "JUPYTER_RUNTIME_DIR": str(tmp_path / "runtime"),
-        "JUPYTER_TOKEN": token,
-    }
-    # below the ports that the system hands out by itself; where it is taken, Jupyter tries others and says which
-    port = 10_000 + secrets.randbelow(20_000)
-    options = ["--allow-root", "--no-browser", "--expose-app-in-browser", "--ip=127.0.0.1", f"--port={port}"]
-    command = [sys.executable, "-m", "jupyterlab", *options]
-    log = tmp_path / "jupyterlab.log"
-    with log.open("wb") as sink:
-        server = psutil.Popen(
-            command, cwd=root, env=environment, stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT
-        )
-    try:
-        deadline = time.monotonic() + SECONDS
-        while not (address := re.search(r"http://127\.0\.0\.1:\d+(?=/lab.*\n)", log.read_text())):
-            assert server.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.05)
-        yield server, address[0], token
-    finally:
-        end(server)
+    with jupyterlab(tmp_path, root) as running:
+        yield running
 
 
 def test_notebook_in_jupyterlab(
