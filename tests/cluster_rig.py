@@ -8,7 +8,8 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -144,21 +145,28 @@ def uri(number: int) -> str:
 
 def tof_work(site: Site) -> tuple[tof.Reduction, list[tuple[int, int]], tof.Spectrum]:
     """The reduction of the time-of-flight run through the gateway, its blocks, and the right answer."""
-    truth = site.root / EXPERIMENT / f"r{TOF:04d}"
-    polarity, sample_ns = tof.constants(truth)
-    local = lcls_dask.open_run(truth).snapshot
-    baselines = tof.baselines(str(truth), local)
-    parts = blocks(tof.digitizer(str(truth), local).sizes["hsd.event"], 50)
-    right = tof.merge([tof.Reduction(str(truth), local, polarity, sample_ns, baselines)(part) for part in parts])
-    remote = lcls_dask.open_run(uri(TOF)).snapshot
-    assert np.count_nonzero(right.counts) > 100
-    return tof.Reduction(uri(TOF), remote, polarity, sample_ns, baselines), parts, right
+    local, parts, right = _tof(site.root / EXPERIMENT / f"r{TOF:04d}")
+    return replace(local, path=uri(TOF), snapshot=lcls_dask.open_run(uri(TOF)).snapshot), parts, right
 
 
 def sfx_work(site: Site) -> tuple[sfx.Reduction, list[tuple[int, int]], sfx.Powder]:
     """The same of the crystallography run."""
-    truth = site.root / EXPERIMENT / f"r{SFX:04d}"
-    local = lcls_dask.open_run(truth)
-    parts = blocks(local.events, 2)
-    right = sfx.merge([sfx.Reduction(str(truth), local.snapshot, truth)(part) for part in parts])
-    return sfx.Reduction(uri(SFX), lcls_dask.open_run(uri(SFX)).snapshot, truth), parts, right
+    local, parts, right = _sfx(site.root / EXPERIMENT / f"r{SFX:04d}")
+    return replace(local, path=uri(SFX), snapshot=lcls_dask.open_run(uri(SFX)).snapshot), parts, right
+
+
+@cache
+def _tof(truth: Path) -> tuple[tof.Reduction, list[tuple[int, int]], tof.Spectrum]:
+    snapshot = lcls_dask.open_run(truth).snapshot
+    reduction = tof.Reduction(str(truth), snapshot, *tof.constants(truth), tof.baselines(str(truth), snapshot))
+    parts = blocks(tof.digitizer(str(truth), snapshot).sizes["hsd.event"], 50)
+    right = tof.merge([reduction(part) for part in parts])
+    assert np.count_nonzero(right.counts) > 100
+    return reduction, parts, right
+
+
+@cache
+def _sfx(truth: Path) -> tuple[sfx.Reduction, list[tuple[int, int]], sfx.Powder]:
+    run = lcls_dask.open_run(truth)
+    reduction, parts = sfx.Reduction(str(truth), run.snapshot, truth), blocks(run.events, 2)
+    return reduction, parts, sfx.merge([reduction(part) for part in parts])

@@ -3,6 +3,8 @@
 import http.cookiejar
 import os
 import re
+import subprocess
+import sys
 import tempfile
 import threading
 import urllib.error
@@ -33,6 +35,22 @@ def own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     with dask.config.set({}):
         yield temporary
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterClient]:
+    """Of a cluster of one worker that tests leave as it is."""
+    with pytest.MonkeyPatch.context() as patch, dask.config.set({}):
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
+        with connect("local", workers=1) as client:
+            yield client
+
+
+@pytest.fixture
+def owner(client: ClusterClient) -> str:
+    """Directory of the identity of that cluster's owner."""
+    return str(client.security.directories["client"])
 
 
 @pytest.fixture
@@ -86,7 +104,8 @@ def _what_a_task_may_read() -> tuple[list[str], str, str]:
 
 
 def test_adaptive() -> None:
-    with connect("local", adapt=(1, 3), threads_per_worker=1) as client:
+    soon = {"distributed.adaptive.interval": "200ms"}
+    with dask.config.set(soon), connect("local", adapt=(1, 3), threads_per_worker=1) as client:
         assert len(client.scheduler_info()["workers"]) >= 1
         futures = client.map(_sleep, range(60))
         until(lambda: len(client.scheduler_info()["workers"]) == 3, 60, "scaling up")
@@ -101,43 +120,41 @@ def _sleep(x: int) -> int:
     return x
 
 
-def test_a_cluster_that_runs_and_its_address() -> None:
-    with connect("local", workers=1) as client:
-        owner = client.security.directories["client"]
-        with connect(client.cluster, identity=owner) as second:
-            assert second.submit(sum, [1, 2]).result() == 3
-        with connect(client.scheduler.address, workers=1, identity=owner) as third:
-            assert third.submit(sum, [3, 4]).result() == 7
-        # closing those has not ended the cluster
-        assert client.submit(sum, [5, 6]).result() == 11
+def test_a_cluster_that_runs_and_its_address(client: ClusterClient, owner: str) -> None:
+    with connect(client.cluster, identity=owner) as second:
+        assert second.submit(sum, [1, 2]).result() == 3
+    with connect(client.scheduler.address, workers=1, identity=owner) as third:
+        assert third.submit(sum, [3, 4]).result() == 7
+    # closing those has not ended the cluster
+    assert client.submit(sum, [5, 6]).result() == 11
 
 
-def test_somebody_elses_cluster(service: Service) -> None:
+def test_somebody_elses_cluster(service: Service, client: ClusterClient) -> None:
     bob = service.world.person("bob")
-    with connect("local", workers=1) as client, pytest.raises(OSError, match="tls"):
+    with pytest.raises(OSError, match="tls"):
         connect(client.scheduler.address, identity=bob.directory, timeout=5)
 
 
-def test_the_dashboard_is_for_who_asks_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
-    with connect("local", workers=1) as client:
-        link = client.dashboard_link
-        plain = link.partition("?")[0]
-        with pytest.raises(urllib.error.HTTPError, match="401"):
-            urllib.request.urlopen(plain)
-        browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(http.cookiejar.CookieJar()))
-        for page in (link, plain):
-            with browser.open(page) as answer:
-                assert answer.status == 200
-        with pytest.raises(urllib.error.HTTPError, match="401"):
-            urllib.request.urlopen(link)  # its ticket was used
-        owner = client.security.directories["client"]
-        monkeypatch.setenv("JUPYTERHUB_SERVICE_PREFIX", "/user/alice/")
-        # put back afterwards: other tests of this process run without JupyterHub
-        link_there = {"distributed.dashboard.link": dask.config.get("distributed.dashboard.link")}
-        with dask.config.set(link_there), connect(client.cluster, identity=owner) as second:
-            port = re.search(r":(\d+)/", plain)
-            assert port is not None
-            assert second.dashboard_link.startswith(f"/user/alice/proxy/{port[1]}/status?ticket=")
+def test_the_dashboard_is_for_who_asks_the_client(
+    client: ClusterClient, owner: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = client.dashboard_link
+    plain = link.partition("?")[0]
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(plain)
+    browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(http.cookiejar.CookieJar()))
+    for page in (link, plain):
+        with browser.open(page) as answer:
+            assert answer.status == 200
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(link)  # its ticket was used
+    monkeypatch.setenv("JUPYTERHUB_SERVICE_PREFIX", "/user/alice/")
+    # put back afterwards: other tests of this process run without JupyterHub
+    link_there = {"distributed.dashboard.link": dask.config.get("distributed.dashboard.link")}
+    with dask.config.set(link_there), connect(client.cluster, identity=owner) as second:
+        port = re.search(r":(\d+)/", plain)
+        assert port is not None
+        assert second.dashboard_link.startswith(f"/user/alice/proxy/{port[1]}/status?ticket=")
 
 
 def test_what_connect_refuses() -> None:
@@ -175,21 +192,27 @@ def test_nothing_stays_of_a_cluster_that_does_not_start(own_state: Path) -> None
     assert list(own_state.glob("lcls-*")) == []
 
 
-def test_workers_that_do_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
-    with connect("local", workers=1) as client:
-        owner = client.security.directories["client"]
-        with pytest.raises(WorkersMissingError, match=r"1 of 2 workers have come in 0\.2 s"):
-            connect(client.cluster, workers=2, timeout=0.2, identity=owner)
+def test_workers_that_do_not_come(client: ClusterClient, owner: str) -> None:
+    with pytest.raises(WorkersMissingError, match=r"1 of 2 workers have come in 0\.2 s"):
+        connect(client.cluster, workers=2, timeout=0.2, identity=owner)
 
 
-def test_other_versions_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with connect("local", workers=1) as client:
-        owner = client.security.directories["client"]
-        # of this process; its workers have the real one
-        real = versions._version_cached
-        monkeypatch.setattr(versions, "_version_cached", lambda name: "0.0.1" if name == "lcls_dask" else real(name))
-        with pytest.raises(ClusterError, match=r"tls://.* runs lcls_dask .*, this process 0\.0\.1"):
-            connect(client.cluster, identity=owner)
+def test_other_versions_are_refused(client: ClusterClient, owner: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # of this process; its workers have the real one
+    real = versions._version_cached
+    monkeypatch.setattr(versions, "_version_cached", lambda name: "0.0.1" if name == "lcls_dask" else real(name))
+    with pytest.raises(ClusterError, match=r"tls://.* runs lcls_dask .*, this process 0\.0\.1"):
+        connect(client.cluster, identity=owner)
+
+
+def test_control_c_stays_what_it_was() -> None:
+    """dask-jobqueue's import has it end the process at once."""
+    look = (
+        "import signal; before = signal.getsignal(signal.SIGINT); from lcls_dask.cluster import jobs;"
+        "cls = jobs.cluster_class('slurm'); assert signal.getsignal(signal.SIGINT) is before; print(cls.__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "SLURMCluster"), done.stderr
 
 
 def test_a_pbs_job_script(tmp_path: Path) -> None:

@@ -28,6 +28,13 @@ def site(cluster_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield made, gateway
 
 
+@pytest.fixture(scope="module")
+def client(site: tuple[Site, Gateway]) -> Iterator[ClusterClient]:
+    """Of two workers; the last test ends them."""
+    with dask.config.set({"lcls.sweep": 0.5}), connect("local", workers=2, threads_per_worker=1) as client:
+        yield client
+
+
 def suspicious(client: ClusterClient) -> int:
     """Times that a task was lost with its worker."""
     return sum(int(task.suspicious) for task in client.cluster.scheduler.tasks.values())
@@ -42,20 +49,19 @@ def audited(directory: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-def test_a_worker_and_the_gateway_are_killed(site: tuple[Site, Gateway]) -> None:
+def test_a_worker_and_the_gateway_are_killed(site: tuple[Site, Gateway], client: ClusterClient) -> None:
     made, gateway = site
-    with connect("local", workers=2, threads_per_worker=1) as client:
-        work, parts, right = tof_work(made)
-        futures = client.map(slowly, [work] * len(parts), parts, [0.2] * len(parts), pure=False)
-        until(lambda: done(futures) >= len(parts) // 4, 120, "a quarter of the reduction")
-        pids = {client.submit(os.getpid, workers=[worker], pure=False) for worker in client.scheduler_info()["workers"]}
-        os.kill(client.gather(list(pids))[0], signal.SIGKILL)
-        until(lambda: done(futures) >= len(parts) // 2, 120, "half of it")
-        gateway.stop(signal.SIGKILL)
-        time.sleep(0.5)  # workers meet a closed port, and wait
-        gateway.start()
-        assert tof.merge(client.gather(futures)) == right
-        client.wait_for_workers(2, timeout=60)  # the nanny has started another
+    work, parts, right = tof_work(made)
+    futures = client.map(slowly, [work] * len(parts), parts, [0.2] * len(parts), pure=False)
+    until(lambda: done(futures) >= len(parts) // 4, 120, "a quarter of the reduction")
+    pids = [client.submit(os.getpid, workers=[worker], pure=False) for worker in client.scheduler_info()["workers"]]
+    os.kill(client.gather(pids)[0], signal.SIGKILL)
+    until(lambda: done(futures) >= len(parts) // 2, 120, "half of it")
+    gateway.stop(signal.SIGKILL)
+    time.sleep(0.5)  # workers meet a closed port, and wait
+    gateway.start()
+    assert tof.merge(client.gather(futures)) == right
+    client.wait_for_workers(2, timeout=60)  # the nanny has started another
 
 
 @pytest.mark.long
@@ -84,33 +90,35 @@ def test_certificates_end_in_the_middle_and_are_renewed(site: tuple[Site, Gatewa
     assert ended == []
 
 
-def test_revoked_workers_stop_within_the_sweep_and_it_is_said_why(site: tuple[Site, Gateway]) -> None:
+def test_revoked_workers_stop_within_the_sweep_and_it_is_said_why(
+    site: tuple[Site, Gateway], client: ClusterClient
+) -> None:
     made, _ = site
-    with (
-        dask.config.set({"lcls.sweep": 0.5}),
-        connect("local", workers=2, threads_per_worker=1) as client,
-    ):
-        work, parts, _ = tof_work(made)
-        futures = client.map(slowly, [work] * len(parts), parts, [1.0] * len(parts), pure=False)
-        until(lambda: done(futures) >= 1, 120, "the first block")
-        serial = load_identity(client.cluster.security.directories["worker"]).peer.serial
-        revoke(made.revocations, [serial], "stolen")
-        began = time.monotonic()
-        until(lambda: not client.cluster.scheduler.workers, 30, "the end of the revoked workers")
-        # a second until the list is read again, half a one for the sweep, the rest for a busy machine
-        assert time.monotonic() - began < 10
-        count = done(futures)
-        told = until(
-            lambda: [line for line in audited(made.base / "dask-audit") if "revoked" in str(line.get("reason"))],
-            20,
-            "a line of the audit",
-        )
-        assert any(line.get("user") == "alice" for line in told)
-        # nannies start others, which are turned away
-        until(
-            lambda: [line for line in audited(made.base / "dask-audit") if line["decision"] == "refused"],
-            60,
-            "refusals",
-        )
-        assert not client.cluster.scheduler.workers
-        assert done(futures) == count < len(parts)
+    work, parts, _ = tof_work(made)
+    futures = client.map(slowly, [work] * len(parts), parts, [1.0] * len(parts), pure=False)
+    until(lambda: done(futures) >= 1, 120, "the first block")
+    serial = load_identity(client.cluster.security.directories["worker"]).peer.serial
+    revoke(made.revocations, [serial], "stolen")
+    began = time.monotonic()
+    until(lambda: not client.cluster.scheduler.workers, 30, "the end of the revoked workers")
+    # a second until the list is read again, half a one for the sweep, the rest for a busy machine
+    assert time.monotonic() - began < 10
+    count = done(futures)
+    told = until(
+        lambda: [line for line in audited(made.base / "dask-audit") if "revoked" in str(line.get("reason"))],
+        20,
+        "a line of the audit",
+    )
+    assert any(line.get("user") == "alice" for line in told)
+    # nannies start others, which are turned away
+    until(
+        lambda: [
+            line
+            for line in audited(made.base / "dask-audit")
+            if (line["event"], line["decision"], line["reason"]) == ("connect", "refused", "certificate revoked")
+        ],
+        60,
+        "refusals",
+    )
+    assert not client.cluster.scheduler.workers
+    assert done(futures) == count < len(parts)

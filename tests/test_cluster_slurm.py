@@ -102,22 +102,26 @@ def running() -> int:
     return len(told.splitlines())
 
 
-def test_a_job_is_killed_in_the_middle_and_replaced(site: tuple[Site, Gateway]) -> None:
+def test_a_job_is_killed_in_the_middle_and_replaced(site: tuple[Site, Gateway], two_jobs: ClusterClient) -> None:
     made, _ = site
-    with connect("slurm", adapt=(2, 2), **JOB) as client:
-        work, parts, right = tof_work(made)
-        before = jobs_of(client)
-        futures = client.map(slowly, [work] * len(parts), parts, [0.1] * len(parts), pure=False)
+    work, parts, right = tof_work(made)
+    before = jobs_of(two_jobs)
+    adaptive = two_jobs.cluster.adapt(minimum=2, maximum=2)
+    try:
+        futures = two_jobs.map(slowly, [work] * len(parts), parts, [0.1] * len(parts), pure=False)
         until(lambda: sum(future.done() for future in futures) >= len(parts) // 4, 120, "a quarter of the reduction")
         victim = min(before.values(), key=int)
         subprocess.run(["scancel", victim], check=True, timeout=30)
         assert not all(future.done() for future in futures)
-        assert tof.merge(client.gather(futures)) == right
+        assert tof.merge(two_jobs.gather(futures)) == right
         # the adaptive cluster has sent another job, which has joined with a secret of its own
-        until(lambda: len(client.scheduler_info(-1)["workers"]) == 2, 120, "another job")
-        after = set(jobs_of(client).values())
+        until(lambda: victim not in own_jobs(two_jobs) and len(own_jobs(two_jobs)) == 2, 60, "another job")
+        two_jobs.wait_for_workers(2, timeout=120)
+        after = set(jobs_of(two_jobs).values())
         assert victim not in after
         assert len(after) == 2
+    finally:
+        adaptive.stop()
 
 
 def test_the_job_script_submitted_once_more_joins_too(

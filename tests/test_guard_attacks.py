@@ -112,6 +112,24 @@ def test_pickles_of_another_user_are_never_read(alice: Rig, scheduler: Process, 
     assert (tmp_path / "went-off").exists()
 
 
+class Footprint:
+    """A pickle that leaves the number of the process in which it is read."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> Any:
+        return exec, (f"import os; open({str(self.folder)!r} + '/' + str(os.getpid()), 'w').close()",)
+
+
+def test_pickles_of_the_owner_are_read_in_her_processes(client: Client, scheduler: Process, tmp_path: Path) -> None:
+    """The limit: a graph of hers is unpickled in her scheduler, as her, whatever the tables of operations say."""
+    assert client.submit(lambda _: os.getpid(), Footprint(tmp_path)).result(timeout=20) != scheduler.popen.pid
+    read = {int(file.name) for file in tmp_path.iterdir()}
+    assert scheduler.popen.pid in read
+    assert {os.stat(f"/proc/{pid}").st_uid for pid in read} == {os.geteuid()}
+
+
 @pytest.mark.parametrize(
     ("user", "role", "cluster", "reason"),
     [
@@ -416,7 +434,9 @@ def test_same_key_on_two_users_clusters(world: World, client: Client, tmp_path: 
         rig.scheduler()
         rig.worker()
         with Client(rig.address, security=security_of(rig.person().directory), set_as_default=False) as bob:
-            assert bob.submit(lambda: "bob's", key="same-key").result(timeout=60) == "bob's"
+            his = bob.submit(lambda: "bob's", key="same-key")
+            assert his.result(timeout=60) == "bob's"
+            assert (client.gather(hers), bob.gather(his)) == ("alice's", "bob's")
             assert bob.sync(bob.scheduler.who_has, keys=["same-key"])["same-key"]
 
 

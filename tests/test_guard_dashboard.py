@@ -77,30 +77,27 @@ def test_the_owner_signs_in_once_and_watches(alice: Rig, client: Client, browser
 def test_the_dask_panel_of_jupyterlab(
     alice: Rig, client: Client, browser: "playwright.Browser", tmp_path: Path
 ) -> None:
-    """The owner has signed in with a tab of the same browser; the panel's plots are frames in JupyterLab's page."""
+    """Its plots are frames in JupyterLab's page: closed until the owner has signed in with another tab."""
     pytest.importorskip("dask_labextension", reason="no Dask panel: pip install -e '.[test]'")
     from jupyter_rig import jupyterlab
 
-    plain = client.dashboard_link
+    context = browser.new_context(viewport={"width": 1400, "height": 1000}, service_workers="block")
+    context.set_default_timeout(80_000)
     with jupyterlab(tmp_path, tmp_path) as (_, address, token):
-        for signed_in in (False, True):
-            context = browser.new_context(viewport={"width": 1400, "height": 1000}, service_workers="block")
-            context.set_default_timeout(80_000)
-            if signed_in:
-                context.new_page().goto(dashboard_link(client))
-            page = context.new_page()
-            page.goto(f"{address}/lab?reset&token={token}")
-            page.locator('.jp-SideBar [data-id="dask-dashboard-launcher"]').click()
-            field = page.locator(".dask-DaskDashboardLauncher input")
-            field.fill(plain.removesuffix("/status"))
-            field.press("Enter")
-            page.get_by_role("button", name="Task Stream", exact=True).click()
-            frame = page.frame_locator("iframe[src*='individual-task-stream']")
-            if signed_in:
-                playwright.expect(frame.locator(".bk-Figure").first).to_be_visible(timeout=80_000)
-            else:
-                playwright.expect(frame.get_by_text("For the cluster's owner alone")).to_be_visible()
-            context.close()
+        page = context.new_page()
+        page.goto(f"{address}/lab?reset&token={token}")
+        page.locator('.jp-SideBar [data-id="dask-dashboard-launcher"]').click()
+        field = page.locator(".dask-DaskDashboardLauncher input")
+        field.fill(client.dashboard_link.removesuffix("/status"))
+        field.press("Enter")
+        page.get_by_role("button", name="Task Stream", exact=True).click()
+        frame = page.frame_locator("iframe[src*='individual-task-stream']")
+        playwright.expect(frame.get_by_text("For the cluster's owner alone")).to_be_visible(timeout=80_000)
+        context.new_page().goto(dashboard_link(client))
+        page.get_by_role("button", name="Progress", exact=True).click()
+        frame = page.frame_locator("iframe[src*='individual-progress']")
+        playwright.expect(frame.locator(".bk-Figure").first).to_be_visible(timeout=80_000)
+        context.close()
 
 
 def test_a_session_ends_with_the_certificate(alice: Rig, browser: "playwright.Browser") -> None:
