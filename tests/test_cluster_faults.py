@@ -121,4 +121,5 @@ def test_revoked_workers_stop_within_the_sweep_and_it_is_said_why(
         "refusals",
     )
     assert not client.cluster.scheduler.workers
-    assert done(futures) == count < len(parts)
+    # what they had done is lost with them, nothing more is done
+    assert done(futures) <= count < len(parts)

@@ -35,13 +35,18 @@ JOB = {
 def site(
     slurm_node: Path, cluster_runs: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Site, Gateway]]:
-    # what is lost is replaced soon, so that tests need not wait for it
-    soon = {"distributed.deploy.lost-worker-timeout": "2s"}
     with (
         open_site(tmp_path_factory.mktemp("site"), cluster_runs) as (made, gateway),
-        dask.config.set(made.settings(gateway) | soon),
+        dask.config.set(made.settings(gateway)),
     ):
         yield made, gateway
+
+
+@pytest.fixture
+def soon() -> Iterator[None]:
+    """What is lost is given up in two seconds, so that a test need not wait for it."""
+    with dask.config.set({"distributed.deploy.lost-worker-timeout": "2s"}):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +107,9 @@ def running() -> int:
     return len(told.splitlines())
 
 
-def test_a_job_is_killed_in_the_middle_and_replaced(site: tuple[Site, Gateway], two_jobs: ClusterClient) -> None:
+def test_a_job_is_killed_in_the_middle_and_replaced(
+    site: tuple[Site, Gateway], two_jobs: ClusterClient, soon: None
+) -> None:
     made, _ = site
     work, parts, right = tof_work(made)
     before = jobs_of(two_jobs)
@@ -147,7 +154,9 @@ def own_jobs(client: ClusterClient) -> set[str]:
     return {job.job_id for job in client.cluster.workers.values()}
 
 
-def test_a_job_that_slurm_requeues_is_waited_for(site: tuple[Site, Gateway], two_jobs: ClusterClient) -> None:
+def test_a_job_that_slurm_requeues_is_waited_for(
+    site: tuple[Site, Gateway], two_jobs: ClusterClient, soon: None
+) -> None:
     """As after a preemption: the same job comes back with a new secret, and none is sent in its place."""
     made, _ = site
     before, jobs = enrolled(made), own_jobs(two_jobs)

@@ -10,7 +10,8 @@ from distributed.core import Server
 
 from lcls_dask.security import Role
 from lcls_dask.security.guard import tables
-from lcls_dask.security.guard.dispatch import Guarded, GuardedHandlers
+from lcls_dask.security.guard.dispatch import GuardedHandlers
+from lcls_dask.security.guard.guarded import Guarded
 
 
 @pytest.fixture(scope="module")

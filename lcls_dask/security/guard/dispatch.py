@@ -1,11 +1,8 @@
-"""A Dask server's operations, refused by default, and its streams, of which only what belongs there is seen."""
+"""A Dask server's operations, refused by default."""
 
-import asyncio
 import inspect
 import multiprocessing
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 from distributed import Nanny, Scheduler, Worker
@@ -15,12 +12,10 @@ from distributed.core import Server
 from ...errors import AccessError, GuardError
 from ..peer import Role
 from . import tables
-from .admission import Caller
 from .guard import Guard
-from .looks import only_looks
+from .guarded import Guarded, Handler
 from .pages import gate_pages
-
-Handler = Callable[..., Any]
+from .streams import Streams
 
 #: A guarded nanny tells its worker, which is a child of its process. `dask worker` forgets preloads of a nanny that are
 #: in its configuration, not on its command line: without a word such a one would be open to all.
@@ -31,92 +26,6 @@ _SERVERS: Final[tuple[tuple[type[Server], tables.Table, Role], ...]] = (
     (Worker, tables.WORKER, Role.WORKER),
     (Nanny, tables.NANNY, Role.WORKER),
 )
-
-
-@dataclass(eq=False)
-class Guarded:
-    """What a guard knows of a server that it guards.
-
-    Attributes
-    ----------
-    server : distributed.core.Server
-    guard : Guard
-    table : Table
-        Of its requests.
-    clients, workers : dict
-        Connections by the ids of clients and the addresses of workers that have registered on them.
-    """
-
-    server: Any
-    guard: Guard
-    table: tables.Table
-    clients: dict[str, Any] = field(default_factory=dict)
-    workers: dict[str, Any] = field(default_factory=dict)
-
-    def why_not(self, operation: str, caller: Caller | None, arguments: dict[str, Any]) -> str | None:
-        """Why an operation is refused, None where it is not."""
-        if caller is None:
-            return "not a guarded connection"
-        roles = self.table.get(operation)
-        if roles is None:
-            return "unknown operation"
-        role = caller.peer.role
-        if role not in roles:
-            if role in self.table.get("performance_report", ()) and only_looks(operation, arguments):
-                return None
-            return f"not for the role {role}"
-        if operation == "register-client":
-            return self._may_register(arguments.get("client"), caller)
-        if operation == "register-worker":
-            return self._may_join(arguments.get("address"), caller)
-        if (client := arguments.get("client")) is not None and not _is_of(self.clients.get(client), caller):
-            return "another client's id"
-        if role is Role.MANAGER:
-            return None
-        if operation in ("broadcast", "proxy"):
-            passed = (arguments.get("msg") or {}).get("op")
-            return None if passed in tables.PASSED_ON else f"{str(passed)[:40]} is not passed on for the role {role}"
-        return self._may_do_to(operation, caller, arguments) if role is Role.WORKER else None
-
-    def _may_register(self, client: object, caller: Caller) -> str | None:
-        if not isinstance(client, str):
-            return "no id of a client"
-        # one that was cut off comes back, under its id, while its old connection is not known to be dead;
-        # others are names that the scheduler itself uses, as "fire-and-forget" and "queue-..."
-        free = client not in self.server.clients or _is_of(self.clients.get(client), caller)
-        return None if free else "the client's id is in use"
-
-    async def register_client(self, stock: Handler, comm: Any, client: str, **arguments: Any) -> None:
-        """Register a client, or register it again: then what is left of its old connection is ended first."""
-        while client in self.server.clients or client in self.server.client_comms:
-            if (old := self.clients.get(client)) is not None and not old.closed():
-                old.abort()
-                address = comm.peer_address.rpartition("://")[2].rpartition(":")[0]
-                self.guard.audit.write("client", "ended", reason="came back", op=client, address=address)
-            await asyncio.sleep(0.01)  # the old connection's own task takes it out of the scheduler's books
-        if not comm.closed():
-            await stock(comm, client=client, **arguments)
-
-    def _may_join(self, address: object, caller: Caller) -> str | None:
-        owner = self.workers.get(str(address)) if address in self.server.workers else None
-        return None if owner is None or _is_of(owner, caller) else "another worker's address"
-
-    def _may_do_to(self, operation: str, caller: Caller, arguments: dict[str, Any]) -> str | None:
-        """A worker reports, retires and unregisters nobody but itself."""
-        if operation == "retire_workers":
-            if arguments.get("names") is not None or arguments.get("close_workers"):
-                return "a worker retires itself alone"
-            workers = arguments.get("workers") or [None]
-        elif operation in ("heartbeat_worker", "unregister"):
-            workers = [arguments.get("address")]
-        elif operation == "set_resources":
-            workers = [arguments.get("worker")]
-        else:
-            return None
-        # one that is not known is none of anybody's: the scheduler answers that itself
-        known = [self.workers.get(str(worker)) for worker in workers if worker is not None]
-        own = len(known) == len(workers) and all(one is None or _is_of(one, caller) for one in known)
-        return None if own else "another worker"
 
 
 class GuardedHandlers(dict[str, Handler]):
@@ -179,82 +88,8 @@ def guard_server(server: Any, guard: Guard) -> Guarded:
     if isinstance(server, Nanny):
         os.environ[_NANNY] = str(os.getpid())
     server.handlers = GuardedHandlers(server.handlers, guarded)
-    server.handle_stream = _Streams(server.handle_stream, guarded)
+    server.handle_stream = Streams(server.handle_stream, guarded)
     return guarded
-
-
-class _Streams:
-    """`Server.handle_stream`, of which each message passes a gate first."""
-
-    def __init__(self, stock: Handler, guarded: Guarded) -> None:
-        self.stock, self.guarded = stock, guarded
-
-    async def __call__(self, comm: Any, extra: dict[str, Any] | None = None) -> None:
-        extra = extra or {}
-        comm.gate = _gate(comm, extra, self.guarded)
-        kept, name = (self.guarded.clients, "client") if "client" in extra else (self.guarded.workers, "worker")
-        mine = str(extra.get(name))
-        kept[mine] = comm
-        try:
-            await self.stock(comm, extra)
-        finally:
-            if kept.get(mine) is comm:
-                del kept[mine]
-
-
-def _gate(comm: Any, extra: dict[str, Any], guarded: Guarded) -> Callable[[Any], Any]:
-    """What of a stream's messages may be seen.
-
-    Distributed lets a message's own ``client`` and ``worker`` win over those of its connection.
-    """
-    caller: Caller = comm.caller
-    role = caller.peer.role
-    operations: frozenset[str] = frozenset()
-    mine, other = "worker", "client"
-    if isinstance(guarded.server, Scheduler):
-        if "client" in extra:
-            mine, other, operations = "client", "worker", tables.CLIENT_STREAM
-        elif "worker" in extra and role is Role.WORKER:
-            operations = tables.WORKER_STREAM
-    elif role is Role.SCHEDULER:
-        operations = tables.SCHEDULER_STREAM
-    own = extra.get(mine)
-    # the scheduler's messages to a worker are about other workers, too
-    bound = isinstance(guarded.server, Scheduler)
-    address = comm.peer_address
-
-    def passes(message: Any) -> bool:
-        if type(message) is dict:
-            operation = message.get("op")
-            if type(operation) is str and (operation in operations or operation == "close-stream"):
-                if not bound or (message.get(mine, own) == own and other not in message):
-                    return True
-                reason = f"another {mine if mine in message else other}'s id"
-            else:
-                reason = f"not for the stream of a {mine}"
-        elif message == "OK":
-            return True
-        else:
-            operation, reason = "", "no message"
-        guarded.guard.audit.write(
-            "stream",
-            "dropped",
-            reason=reason,
-            op=str(operation)[:80],
-            user=caller.peer.user,
-            role=str(role),
-            cluster=caller.peer.cluster,
-            certificate=caller.peer.serial,
-            address=address.rpartition("://")[2].rpartition(":")[0],
-        )
-        return False
-
-    def gate(messages: Any) -> Any:
-        if isinstance(messages, list | tuple):
-            return [message for message in messages if passes(message)]
-        return messages if passes(messages) else []
-
-    return gate
 
 
 def _asked(operation: str, stock: Handler, guarded: Guarded) -> Handler:
@@ -286,11 +121,6 @@ def _asked(operation: str, stock: Handler, guarded: Guarded) -> Handler:
     return handler
 
 
-def _is_of(comm: Any, caller: Caller) -> bool:
-    """Whether a connection is of that caller; a renewed certificate is for the same key."""
-    return comm is not None and comm.caller.key == caller.key
-
-
 _VARIABLE = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
 
 
@@ -305,7 +135,7 @@ def is_server_guarded(server: Server, guard: Guard) -> bool:
     return (
         isinstance(server.handlers, GuardedHandlers)
         and server.handlers.guarded.guard is guard
-        and isinstance(server.handle_stream, _Streams)
+        and isinstance(server.handle_stream, Streams)
     )
 
 
