@@ -23,7 +23,7 @@ RATIOS = {
     "passthrough": ["server's CPU time over reading, decoding, sending"],
     "lclstreamer": ["throughput over LCLStreamer's path"],
     "tiled": ["throughput over tiled's"],
-    "cluster": ["tiny tasks, speed of guarded over stock", "tasks for each block of 64 MiB", "reads stubbed, speed"],
+    "cluster": ["tiny tasks, speed of guarded over stock", "tasks for each block of 64 MiB", "reads stubbed"],
     "tof": ["bandwidth of cfd over reading once", "waveforms/s of cfd over psana's PyCFD"],
 }
 REAL = {"hsd": grow.HSD, "jungfrau": grow.JUNGFRAU}
