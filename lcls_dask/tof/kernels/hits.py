@@ -1,8 +1,8 @@
 """One pass from samples to hits: baseline, gate and timing of each record, fused.
 
 A record is a stretch of consecutive samples: a whole waveform, or one FEX window. Nearly all samples lie below the
-threshold, and what is done for those decides the speed: they are compared in blocks, without a branch, in the form that
-compilers turn into vector instructions.
+threshold, and what is done for those decides the speed: they are compared 64 at a time (`masks`). What is done for a hit
+comes next: its loops are over bits too, since a branch that cannot be foretold costs as much as some 40 samples.
 """
 
 import math
@@ -10,10 +10,11 @@ import math
 import numpy as np
 from numba import njit
 
+from .masks import BLOCK, at_most, first_bit
 from .pulses import measure, next_pulse
 
-#: Samples that the gate counts at a time.
-BLOCK = 64
+#: Samples that are counted at a time where there is nothing.
+WIDE = 256
 
 #: Samples of signal on both sides of a stretch above the threshold, at least: the foot of a pulse.
 MARGIN = 8
@@ -24,84 +25,66 @@ SUSPECT = 0.75
 #: Samples further than this many standard deviations from the median are of a pulse, as in `samples.subtract_baseline`.
 CLIP = 4.0
 
+NONE, ALL = np.uint64(0), np.uint64(0xFFFFFFFFFFFFFFFF)
 
-@njit(cache=True, nogil=True)
-def _below(samples, first, limit):
-    """How many samples of a block are at or below the limit. (Signed indices would cost a fifth of the speed.)"""
+
+@njit(cache=True, nogil=True, _nrt=False, forceinline=True)
+def _count(samples, at, limit):
+    """How many of `WIDE` samples are at most the limit. (Signed indices would cost a fifth of the speed.)"""
     count = np.int16(0)
-    for j in range(BLOCK):
-        count = np.int16(count + np.int16(samples[np.uint64(first + j)] <= limit))
+    for j in range(WIDE):
+        count = np.int16(count + np.int16(samples[np.uint64(at + j)] <= limit))
     return count
 
 
-@njit(cache=True, nogil=True)
-def _above(samples, first, limit):
-    """How many samples of a block are at or above the limit."""
-    count = np.int16(0)
-    for j in range(BLOCK):
-        count = np.int16(count + np.int16(samples[np.uint64(first + j)] >= limit))
-    return count
+@njit(cache=True, nogil=True, _nrt=False, forceinline=True)
+def _next_beyond(samples, at, end, limit, flip):
+    """The first sample from `at` on that is beyond the limit; `end` without one."""
+    usual = np.int16(0) if flip == NONE else np.int16(WIDE)
+    while at + WIDE <= end and _count(samples, at, limit) == usual:
+        at += WIDE
+    while at + BLOCK <= end:
+        mask = at_most(samples, at, limit) ^ flip
+        if mask:
+            return at + first_bit(mask)
+        at += BLOCK
+    if at >= end:
+        return end
+    if end >= BLOCK:  # the 64 samples that end there, less those before
+        mask = (at_most(samples, end - BLOCK, limit) ^ flip) >> np.uint64(at + BLOCK - end)
+        return at + first_bit(mask) if mask else end
+    while at < end and (samples[at] <= limit) == (flip != NONE):
+        at += 1
+    return at
 
 
-@njit(cache=True, nogil=True)
-def _gate(samples, limit, falling, counts):
-    """How many samples of each block are beyond the limit; the last block may overlap the one before it."""
-    n = samples.size
-    if n < BLOCK:
-        counts[0] = 1  # few enough to look at each
-        return
-    if falling:
-        for b in range(n // BLOCK):
-            counts[b] = _below(samples, b * BLOCK, limit)
-        if n % BLOCK:
-            counts[n // BLOCK] = _below(samples, n - BLOCK, limit)
-    else:
-        for b in range(n // BLOCK):
-            counts[b] = _above(samples, b * BLOCK, limit)
-        if n % BLOCK:
-            counts[n // BLOCK] = _above(samples, n - BLOCK, limit)
-
-
-@njit(cache=True, nogil=True)
-def _next_beyond(samples, i, limit, falling, counts):
-    """The first sample from `i` on that is beyond the limit, by the counts of the blocks; the end without one."""
-    n, b = samples.size, i // BLOCK
-    while i < n:
-        while i < n and counts[b] == 0:
-            b += 1
-            i = b * BLOCK
-        b += 1
-        last = min(b * BLOCK, n)
-        if falling:
-            while i < last and samples[np.uint64(i)] > limit:
-                i += 1
-        else:
-            while i < last and samples[np.uint64(i)] < limit:
-                i += 1
-        if i < last:
-            return i
-    return n
-
-
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, _nrt=False, forceinline=True)
 def _set_limit(limit, base, polarity, level, rails):
-    """Put the last value that is `level` beyond any core's baseline into ``limit[0]``; False where there is none."""
+    """Put into ``limit[0]`` what tells samples apart that are `level` beyond any core's baseline.
+
+    Returns
+    -------
+    (can_be, flip)
+        Whether any sample of the dtype is beyond; what turns the mask of those at most the limit into that of
+        those beyond.
+    """
     furthest = base[0]
     for k in range(1, base.size):
         furthest = max(furthest, base[k]) if polarity < 0 else min(furthest, base[k])
-    value = furthest + polarity * level
-    if rails[2] != 0.0:  # whole numbers
-        value = math.floor(value) if polarity < 0 else math.ceil(value)
-    if value < rails[0] or value > rails[1]:
-        # no sample lies beyond a limit outside the dtype, or every one does
-        if (value < rails[0]) == (polarity < 0):
-            return False
-        value = rails[0] if value < rails[0] else rails[1]
-    limit[0] = value
-    return True
+    value, whole = furthest + polarity * level, rails[2] != 0.0
+    if polarity < 0:
+        value = math.floor(value) if whole else value
+        limit[0] = min(max(value, rails[0]), rails[1])
+        return value >= rails[0], NONE
+    value = math.ceil(value) if whole else value
+    if value <= rails[0]:
+        limit[0] = rails[1]
+        return True, NONE
+    limit[0] = min(value - 1.0, rails[1]) if whole else np.nextafter(value, -np.inf)
+    return value <= rails[1], ALL
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, _nrt=False)
 def _median(values, count):
     """Median of the first few values, which are sorted: by insertion, as they are few."""
     for i in range(1, count):
@@ -113,7 +96,7 @@ def _median(values, count):
     return 0.5 * (values[(count - 1) // 2] + values[count // 2])
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, _nrt=False)
 def estimate_baseline(samples, pretrigger, level, base, polarity, scratch):
     """Baseline of each interleaved core over the first samples of a waveform.
 
@@ -167,18 +150,78 @@ def estimate_baseline(samples, pretrigger, level, base, polarity, scratch):
     return True
 
 
-@njit(cache=True, nogil=True)
-def _signal(samples, first, pattern, phase, cores, factor, x, at):
-    """Put the signal of a block of samples behind `at`: zero where the record has none."""
-    begin, end = max(first, 0), min(first + BLOCK, samples.size)
-    if begin > first or end < first + BLOCK:
-        x[at : at + BLOCK] = 0.0
-    k, at = (phase + begin) % cores, at + begin - first
-    for j in range(end - begin):  # unsigned indices, so that this is done in vectors
+@njit(cache=True, nogil=True, _nrt=False, forceinline=True)
+def _quick_baseline(samples, begin, pretrigger, base):
+    """Means of four interleaved cores, which is what digitizers have, in one loop."""
+    one, two, three, four = samples[begin] * 0, samples[begin] * 0, samples[begin] * 0, samples[begin] * 0
+    for i in range(0, pretrigger, 4):
+        at = np.uint64(begin + i)
+        one += samples[at]
+        two += samples[at + np.uint64(1)]
+        three += samples[at + np.uint64(2)]
+        four += samples[at + np.uint64(3)]
+    each = pretrigger // 4
+    base[0], base[1], base[2], base[3] = one / each, two / each, three / each, four / each
+
+
+@njit(cache=True, nogil=True, _nrt=False, forceinline=True)
+def _tile(base, pattern):
+    """Put the cores' baselines behind one another, as often as there is room."""
+    if base.size == 4:
+        one, two, three, four = base[0], base[1], base[2], base[3]
+        for i in range(0, pattern.size, 4):
+            at = np.uint64(i)
+            pattern[at] = one
+            pattern[at + np.uint64(1)] = two
+            pattern[at + np.uint64(2)] = three
+            pattern[at + np.uint64(3)] = four
+        return
+    for i in range(0, pattern.size, base.size):
+        for k in range(base.size):
+            pattern[i + k] = base[k]
+
+
+@njit(cache=True, nogil=True, _nrt=False, forceinline=True)
+def _signal(samples, begin, n, first, pattern, phase, cores, factor, x, at):
+    """Put the signal of the samples `first` to ``first + BLOCK`` of a record behind `at`: zero where it has none."""
+    low, high = max(first, 0), min(first + BLOCK, n)
+    if low > first or high < first + BLOCK:
+        for j in range(BLOCK):
+            x[np.uint64(at + j)] = 0.0
+    k, at, begin = (phase + low) % cores, at + low - first, begin + low
+    for j in range(high - low):  # unsigned indices, so that this is done in vectors
         x[np.uint64(at + j)] = factor * (samples[np.uint64(begin + j)] - pattern[np.uint64(k + j)])
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, _nrt=False, forceinline=True)
+def _stretch(samples, begin, n, i, pattern, phase, cores, factor, reach, under, x):
+    """Signal about sample `i` of a record, from `reach` before it to `reach` behind the last one of the threshold.
+
+    It ends where `reach` samples in a row are at most `under`, the greatest number below the threshold.
+
+    Returns
+    -------
+    int
+        Where it ends in `x`; it begins at `BLOCK`.
+    """
+    block, last = BLOCK, BLOCK + reach
+    while True:
+        _signal(samples, begin, n, i - reach + block - BLOCK, pattern, phase, cores, factor, x, block)
+        mask = ~at_most(x, block, under)
+        while mask:
+            at = block + first_bit(mask)
+            if at > last + reach:
+                return last + 1 + reach
+            last = at + first_bit(~(mask >> np.uint64(at - block))) - 1
+            if last + 1 - block >= BLOCK:
+                break
+            mask &= ALL << np.uint64(last + 1 - block)
+        block += BLOCK
+        if last + reach < block:
+            return last + 1 + reach
+
+
+@njit(cache=True, nogil=True, _nrt=False)
 def _unwrapped(samples, reach, base, phase, factor, period, x):
     """Signal of a record whose samples have run over: each is taken to lie next to the one before it."""
     n, cores = samples.size, base.size
@@ -240,17 +283,16 @@ def find_hits(
         The row to begin at again, with hits of all rows before it, where the capacity was too small; else all rows.
     """
     rows, cores = record_edge.size - 1, baseline.shape[1]
-    falling, reach = polarity < 0, max(MARGIN, delay + 3, template.size // 2 + 2)
+    reach = max(MARGIN, delay + 3, template.size // 2 + 2)
     longest = 0
     for r in range(start.size):
         longest = max(longest, sample_edge[r + 1] - sample_edge[r])
-    x, pattern = np.empty(longest + 2 * reach + 2 * BLOCK), np.empty((-(-BLOCK // cores) + 1) * cores)
-    counts = np.empty(longest // BLOCK + 1, np.int16)
-    scratch = np.empty(max(1, pretrigger))
-    base = np.empty(cores)
-    limit = np.empty(1, samples.dtype)
+    x, y = np.zeros(longest + 2 * reach + 4 * BLOCK), np.empty(BLOCK)
+    pattern = np.empty((-(-BLOCK // cores) + 1) * cores)
+    scratch, base, limit = np.empty(max(1, pretrigger)), np.empty(cores), np.empty(1, samples.dtype)
     found, told = np.empty(3, np.int64), np.empty(3)
-    factor = polarity * scale
+    factor, level, under = polarity * scale, threshold / scale, np.nextafter(threshold, -np.inf)
+    quick = cores == 4 and pretrigger % 4 == 0
     hits, channel = 0, first % channels
     for row in range(first, rows):
         before, last_time = hits, -1e300
@@ -258,45 +300,39 @@ def find_hits(
             base[k] = baseline[channel, k]
         channel = channel + 1 if channel + 1 < channels else 0
         for r in range(record_edge[row], record_edge[row + 1]):
-            record = samples[sample_edge[r] : sample_edge[r + 1]]
-            n, phase = record.size, start[r]
+            begin = sample_edge[r]
+            n, phase = sample_edge[r + 1] - begin, start[r]
             if pretrigger > 0:
                 if n < pretrigger:
                     continue
-                estimate_baseline(record, pretrigger, SUSPECT * threshold / scale, base, polarity, scratch)
-                phase = 0
-            if not _set_limit(limit, base, polarity, threshold / scale, rails):
+                phase, doubt = 0, True
+                if quick:
+                    _quick_baseline(samples, begin, pretrigger, base)
+                    can_be, flip = _set_limit(limit, base, polarity, SUSPECT * level, rails)
+                    until = begin + pretrigger
+                    doubt = can_be and _next_beyond(samples, begin, until, limit[0], flip) < until
+                if doubt:
+                    record = samples[begin : begin + n]
+                    estimate_baseline(record, pretrigger, SUSPECT * level, base, polarity, scratch)
+            can_be, flip = _set_limit(limit, base, polarity, level, rails)
+            if not can_be:
                 continue
-            if period == 0.0:
-                _gate(record, limit[0], falling, counts)
             i, tiled = 0, False
             while i < n:
                 if period != 0.0:
-                    i, end = 0, reach + n  # samples that have run over may lie anywhere
-                    _unwrapped(record, reach, base, phase, factor, period, x)
+                    i, end = 0, BLOCK + n + 2 * reach  # samples that have run over may lie anywhere
+                    _unwrapped(samples[begin : begin + n], reach, base, phase, factor, period, x[BLOCK:])
                 else:
-                    i = _next_beyond(record, i, limit[0], falling, counts)
+                    i = _next_beyond(samples, begin + i, begin + n, limit[0], flip) - begin
                     if i == n:
                         break
                     if not tiled:
-                        for k in range(pattern.size // cores):
-                            for core in range(cores):
-                                pattern[k * cores + core] = base[core]
+                        _tile(base, pattern)
                         tiled = True
-                    j, end, filled = reach, reach, 0
-                    while j <= end + reach:
-                        while filled <= j:
-                            _signal(record, i - reach + filled, pattern, phase, cores, factor, x, filled)
-                            filled += BLOCK
-                        if x[np.uint64(j)] >= threshold:
-                            end = j
-                        j += 1
-                    end += 1
-                low = i - reach
-                stretch = x[: end + reach]
-                at = 0
-                while at < stretch.size and next_pulse(stretch, at, stretch.size, threshold, found):
-                    measure(stretch, found, method, threshold, fraction, delay, template, slope, told)
+                    end = _stretch(samples, begin, n, i, pattern, phase, cores, factor, reach, under, x)
+                at, low = BLOCK, i - reach - BLOCK
+                while at < end and next_pulse(x, at, end, threshold, found):
+                    measure(x, BLOCK, end, found, method, threshold, fraction, delay, template, slope, y, told)
                     at = found[2]
                     when = start[r] + low + told[0]
                     if when - last_time < dead_time:
@@ -304,10 +340,10 @@ def find_hits(
                     if hits == time.size:
                         return row, before
                     last_time = when
-                    top = float(record[min(max(low + found[1], 0), n - 1)])
+                    top = float(samples[begin + min(max(low + found[1], 0), n - 1)])
                     time[hits], height[hits], width[hits] = when, told[1], told[2]
                     saturated[hits] = top <= rails[3] or top >= rails[4]
                     hits += 1
-                i = low + end + reach
+                i = low + end
         count[row] = hits - before
     return rows, hits

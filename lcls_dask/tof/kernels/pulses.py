@@ -1,16 +1,19 @@
 """Pulses in a stretch of signal: where they are, and four ways to tell their times.
 
 The signal is positive, free of its baseline, and zero beyond the record. Times are in samples. Innermost indices are
-unsigned, as signed ones are first looked at for a sign.
+unsigned, as signed ones are first looked at for a sign. Arrays of signal have `BLOCK` values before the first and behind
+the last one that counts, since masks reach there.
 """
 
 import numpy as np
 from numba import njit
 
+from .masks import BLOCK, at_most, first_bit, last_bit
+
 LEADING_EDGE, DYNAMIC_LEADING_EDGE, CFD, MATCHED = range(4)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, _nrt=False, forceinline=True)
 def next_pulse(x, begin, end, threshold, found):
     """Find the next pulse: a maximum that stands out by `threshold` on both sides.
 
@@ -49,7 +52,7 @@ def next_pulse(x, begin, end, threshold, found):
     return False
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, _nrt=False)
 def _zero(a, b, c, d):
     """Where the cubic through (-1, a), (0, b), (1, c), (2, d) is zero in [0, 1]; b and c differ in sign."""
     c1 = c - a / 3 - b / 2 - d / 6
@@ -72,94 +75,115 @@ def _zero(a, b, c, d):
     return t
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, _nrt=False, forceinline=True)
+def _last_at_most(x, begin, at, level):
+    """The last sample before `at` that is `level` or less; ``begin - 1`` where there is none from `begin` on."""
+    while at > begin:
+        at -= BLOCK
+        mask = at_most(x, at, level)
+        if mask:
+            return max(at + last_bit(mask), begin - 1)
+    return begin - 1
+
+
+@njit(cache=True, nogil=True, _nrt=False, forceinline=True)
+def _first_at_most(x, at, end, level):
+    """The first sample behind `at` that is `level` or less; `end` where there is none before."""
+    at += 1
+    while at < end:
+        mask = at_most(x, at, level)
+        if mask:
+            return min(at + first_bit(mask), end)
+        at += BLOCK
+    return end
+
+
+@njit(cache=True, nogil=True, _nrt=False, forceinline=True)
 def _edge(x, begin, at, level):
     """Where the signal rises through `level` before the maximum `at`; `begin` where it does not."""
-    i = at
-    while i > begin:
-        if x[i - 1] < level:
-            return i - (x[i] - level) / (x[i] - x[i - 1])
-        i -= 1
-    return float(begin)
+    i = _last_at_most(x, begin, at, level)
+    return i + (level - x[i]) / (x[i + 1] - x[i]) if i >= begin else float(begin)
 
 
-@njit(cache=True, nogil=True)
-def _crossing(x, i, before, after, fraction, delay):
-    """Where between samples i and i + 1 the difference is zero: by the straight line through four samples of it.
+@njit(cache=True, nogil=True, _nrt=False, forceinline=True)
+def _crossing(x, low, i, fraction, delay):
+    """Where ``x(t) - fraction * x(t + delay)`` is zero about i + 0.5: by the straight line through four samples of it.
 
     Through two the noise of the time is 1.4 times as large; a cubic through four follows the noise, and is worse.
     """
-    n = x.size
-    line = before / (before - after)
-    if i < 1 or i + 2 + delay >= n:
-        return line
     first = x[i - 1] - fraction * x[i - 1 + delay]
+    before = x[i] - fraction * x[i + delay]
+    after = x[i + 1] - fraction * x[i + 1 + delay]
     last = x[i + 2] - fraction * x[i + 2 + delay]
     slope = 0.3 * (last - first) + 0.1 * (after - before)
-    if slope <= 0:
-        return line
+    if slope <= 0 or i == low:
+        return before / (before - after)
     return min(max(0.5 - 0.25 * (first + before + after + last) / slope, -1.0), 2.0)
 
 
-@njit(cache=True, nogil=True)
-def _constant_fraction(x, begin, at, fraction, delay):
+@njit(cache=True, nogil=True, _nrt=False, forceinline=True)
+def _constant_fraction(x, low, begin, at, fraction, delay, y):
     """Where ``x(t) - fraction * x(t + delay)`` rises through zero, nearest before the maximum `at`."""
-    n = x.size
-    after = x[at] - fraction * x[at + delay] if at + delay < n else x[at]
-    i = at
-    while i > begin:
-        before = x[i - 1] - fraction * (x[i - 1 + delay] if i - 1 + delay < n else 0.0)
-        if before <= 0 < after:
-            return i - 1 + _crossing(x, i - 1, before, after, fraction, delay)
-        i, after = i - 1, before
-    return float(begin)
+    while True:
+        first = at + 1 - BLOCK
+        for j in range(BLOCK):
+            k = np.uint64(first + j)
+            y[np.uint64(j)] = x[k] - fraction * x[k + np.uint64(delay)]
+        below = at_most(y, 0, 0.0)
+        rises = below & ~(below >> np.uint64(1)) & np.uint64(0x7FFFFFFFFFFFFFFF)
+        i = first + last_bit(rises)
+        if rises and i >= begin:
+            return i + _crossing(x, low, i, fraction, delay)
+        if first <= begin:
+            return float(begin)
+        at = first
 
 
-@njit(cache=True, nogil=True)
-def _correlate(x, kernel, at):
-    """Sum of ``x[at - half + j] * kernel[j]``, with zeros beyond the ends of `x`."""
+@njit(cache=True, nogil=True, _nrt=False, fastmath={"reassoc"})  # so that it is done in vectors
+def _correlate(x, low, high, kernel, at):
+    """Sum of ``x[at - half + j] * kernel[j]``, with zeros beyond `low` and `high`."""
     first = at - kernel.size // 2
     total = 0.0
-    for j in range(max(0, -first), min(kernel.size, x.size - first)):
-        total += x[first + j] * kernel[j]
+    for j in range(max(0, low - first), min(kernel.size, high - first)):
+        total += x[np.uint64(first + j)] * kernel[np.uint64(j)]
     return total
 
 
-@njit(cache=True, nogil=True)
-def _matched(x, begin, end, at, slope):
+@njit(cache=True, nogil=True, _nrt=False)
+def _matched(x, low, high, begin, end, at, slope):
     """Zero of the correlation with the template's derivative next to the maximum `at`: (time, whether there is one)."""
-    here = _correlate(x, slope, at)
+    here = _correlate(x, low, high, slope, at)
     # the correlation falls through zero at the pulse: a positive one says that it lies ahead
     step = 1 if here > 0 else -1
     i = at
     while begin <= i + step < end:
-        there = _correlate(x, slope, i + step)
+        there = _correlate(x, low, high, slope, i + step)
         if (there > 0) != (here > 0):
             k = i if step > 0 else i - 1
             b, c = (here, there) if step > 0 else (there, here)
-            return k + _zero(_correlate(x, slope, k - 1), b, c, _correlate(x, slope, k + 2)), True
+            return k + _zero(_correlate(x, low, high, slope, k - 1), b, c, _correlate(x, low, high, slope, k + 2)), True
         i, here = i + step, there
     return float(at), False
 
 
-@njit(cache=True, nogil=True)
-def _half(x, at, level, step):
-    """Distance from the maximum to where the signal has fallen to `level` on one side."""
-    i = at
-    while 0 <= i + step < x.size:
-        if x[i + step] <= level:
-            return abs(i - at) + (x[i] - level) / (x[i] - x[i + step])
-        i += step
-    return float(abs(i - at))
+@njit(cache=True, nogil=True, _nrt=False, forceinline=True)
+def _width(x, at, low, end, level):
+    """Distance between where the signal rises through a level before the maximum `at` and falls through it behind."""
+    i, j = _last_at_most(x, low, at, level), _first_at_most(x, at, end, level)
+    left = i + (level - x[i]) / (x[i + 1] - x[i]) if i >= low else float(low)
+    right = j - (level - x[j]) / (x[j - 1] - x[j]) if j < end else float(end - 1)
+    return right - left
 
 
-@njit(cache=True, nogil=True)
-def measure(x, found, method, threshold, fraction, delay, template, slope, told):
+@njit(cache=True, nogil=True, _nrt=False, forceinline=True)
+def measure(x, low, high, found, method, threshold, fraction, delay, template, slope, y, told):
     """Time, height and width of a pulse.
 
     Parameters
     ----------
     x : (n,) float64
+    low, high : int
+        Where the stretch of signal begins and ends.
     found : (3,) int64
         See `next_pulse`.
     method : int
@@ -168,29 +192,30 @@ def measure(x, found, method, threshold, fraction, delay, template, slope, told)
     delay : int
     template, slope : (2 k + 1,) float64
         Pulse of height one about its maximum, and minus its derivative... of `MATCHED` alone.
+    y : (BLOCK,) float64
+        Room.
     told : (3,) float64
         Out: time, height, full width at half of the height.
     """
     begin, at, end = found[0], found[1], found[2]
     top = x[at]
     height = top
-    if 0 < at < x.size - 1:
-        before, after = x[at - 1], x[at + 1]
-        bend = before - 2 * top + after
-        if bend < 0:
-            height = top - 0.125 * (after - before) * (after - before) / bend
+    before, after = x[at - 1], x[at + 1]
+    bend = before - 2 * top + after
+    if bend < 0:
+        height = top - 0.125 * (after - before) * (after - before) / bend
     if method == LEADING_EDGE:
         time = _edge(x, begin, at, threshold)
     elif method == DYNAMIC_LEADING_EDGE:
         time = _edge(x, begin, at, fraction * height)
     elif method == CFD:
-        time = _constant_fraction(x, begin, at, fraction, delay)
+        time = _constant_fraction(x, low, begin, at, fraction, delay, y)
     else:
-        time, fitted = _matched(x, begin, end, at, slope)
+        time, fitted = _matched(x, low, high, begin, end, at, slope)
         if fitted:
             near = int(np.floor(time + 0.5))
             moved = time - near
-            here, first = _correlate(x, template, near), _correlate(x, slope, near)
+            here, first = _correlate(x, low, high, template, near), _correlate(x, low, high, slope, near)
             height = here + 0.5 * moved * first
     told[0], told[1] = time, height
-    told[2] = _half(x, at, 0.5 * top, -1) + _half(x, at, 0.5 * top, 1)
+    told[2] = _width(x, at, low, high, 0.5 * top)

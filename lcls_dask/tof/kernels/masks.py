@@ -1,0 +1,70 @@
+"""Comparisons of 64 samples at once, as bits of one number: what vector instructions give, and loops over bits need.
+
+numba turns loops into vector instructions where it can; a mask is not among what it can, so it is written for LLVM here.
+"""
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+from numba.np.arrayobj import make_array
+
+#: Samples of a mask.
+BLOCK = 64
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def at_most(_: Any, samples: Any, at: Any, limit: Any) -> Any:
+    """Which of 64 samples from `at` on are `limit` or less: bit j of the mask is of sample ``at + j``.
+
+    Parameters
+    ----------
+    samples : (n,) int or float array
+        Contiguous; all 64 must be there, which is not checked.
+    at : int
+    limit : scalar
+        Of the samples' dtype.
+
+    Returns
+    -------
+    uint64
+    """
+    dtype = samples.dtype
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array, place, limit = arguments
+        vector = ir.VectorType(context.get_data_type(dtype), BLOCK)
+        pointer = builder.gep(make_array(signature.args[0])(context, builder, array).data, [place])
+        values = builder.load(builder.bitcast(pointer, vector.as_pointer()), align=dtype.bitwidth // 8)
+        nothing, first = ir.Constant(vector, ir.Undefined), ir.Constant(ir.IntType(32), 0)
+        places = ir.Constant(ir.VectorType(ir.IntType(32), BLOCK), [0] * BLOCK)
+        limits = builder.shuffle_vector(builder.insert_element(nothing, limit, first), nothing, places)
+        if isinstance(dtype, types.Float):
+            bits = builder.fcmp_ordered("<=", values, limits)
+        else:
+            bits = (builder.icmp_signed if dtype.signed else builder.icmp_unsigned)("<=", values, limits)
+        return builder.bitcast(bits, ir.IntType(BLOCK))
+
+    return types.uint64(samples, types.intp, dtype), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def first_bit(_: Any, mask: Any) -> Any:
+    """Number of the lowest bit that is set; 64 without one."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 0))
+
+    return types.int64(types.uint64), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def last_bit(_: Any, mask: Any) -> Any:
+    """Number of the highest bit that is set; -1 without one."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        zeros = builder.ctlz(arguments[0], ir.Constant(ir.IntType(1), 0))
+        return builder.sub(ir.Constant(ir.IntType(64), 63), zeros)
+
+    return types.int64(types.uint64), generate
