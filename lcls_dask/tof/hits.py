@@ -62,6 +62,7 @@ class Finder:
 
         rows = len(record_edge) - 1
         baseline = np.ascontiguousarray(np.broadcast_to(self.baseline, (channels, self.baseline.shape[1])))
+        records = [_read_only(one) for one in (samples, edge, start, record_edge)]
         count = np.zeros(rows, np.int32)
         parts: list[tuple[Array, ...]] = []
         row, room = 0, 4 * rows + 64
@@ -73,9 +74,9 @@ class Finder:
                 np.empty(room, np.bool_),
             )
             row, hits = kernel(
-                samples, edge, start, record_edge, row, channels, baseline, self.pretrigger, self.polarity,
-                self.threshold, self.scale, self.period, self._rails(samples.dtype), self.method, self.fraction,
-                self.delay, self.dead_time, self.template, self.slope, count, *columns,
+                *records, row, channels, baseline, self.pretrigger, self.polarity, self.threshold, self.scale,
+                self.period, self._rails(samples.dtype), self.method, self.fraction, self.delay, self.dead_time,
+                self.template, self.slope, count, *columns,
             )  # fmt: skip
             parts.append(tuple(column[:hits] for column in columns))
             room *= 2  # one row alone may need more than all the room
@@ -342,6 +343,13 @@ def _template(method: str, width: float, template: Any) -> tuple[Array, Array]:
         inside = (at >= 0) & (at <= len(pulse) - 1)
         pulse, slope = np.where(inside, spline(at), 0.0), np.where(inside, -spline(at, 1), 0.0)
     return pulse / (pulse @ pulse), slope / (pulse @ pulse)
+
+
+def _read_only(array: Array) -> Array:
+    """A view that cannot be written to: numba compiles anew for what can, and workers get both."""
+    view = np.ascontiguousarray(array).view()
+    view.flags.writeable = False
+    return view
 
 
 def _of_waveforms(values: Array, coords: xr.Dataset, *, finder: Finder, told: dict[str, Any]) -> xr.Dataset:
