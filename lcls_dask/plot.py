@@ -142,7 +142,8 @@ def heatmap(
     xlabel, ylabel, label, title : str
         Of the axes, of the colours, of the whole.
     both_signs : bool
-        Colours about zero, up to the 99.5th percentile of the values' size: a map's diagonal would hide all else.
+        Colours about zero. They reach to the 99.5th percentile of the values' size, since a map's diagonal would hide
+        all else; to the largest one where nearly all are zero. Otherwise rows are counted, and so are their ticks.
 
     Returns
     -------
@@ -156,7 +157,7 @@ def heatmap(
     made = figure(6.5 if both_signs else 9, 5.5 if both_signs else 4.5)
     axes = made.add_subplot()
     shown = np.abs(values[np.isfinite(values)])
-    most = float(np.percentile(shown, 99.5)) if shown.size else 1.0
+    most = (float(np.percentile(shown, 99.5)) or float(shown.max()) if shown.size else 0.0) or 1.0
     drawn = axes.imshow(
         values,
         origin="lower",
@@ -164,11 +165,15 @@ def heatmap(
         extent=(*x, *y),
         interpolation="nearest",
         cmap="RdBu_r" if both_signs else "viridis",
-        vmin=-max(most, 1e-12) if both_signs else 0.0,
-        vmax=max(most, 1e-12),
+        vmin=-most if both_signs else 0.0,
+        vmax=most,
     )
     made.colorbar(drawn, ax=axes, label=label)
     axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    if not both_signs:
+        from matplotlib.ticker import MaxNLocator
+
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     return made
 
 

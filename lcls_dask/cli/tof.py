@@ -13,7 +13,14 @@ from ..errors import TargetExistsError, UnsupportedError
 from .output import as_json, print_json, print_table, run_argument
 
 if TYPE_CHECKING:
+    import numpy as np
     import xarray as xr
+
+#: Channels at different angles that a polarisation takes: it is three numbers.
+ANGLES = 3
+
+#: Points of a picture's axis.
+POINTS = 600
 
 
 class _Range(click.ParamType):  # type: ignore[type-arg]  # subscriptable only from click 8.4 on
@@ -38,7 +45,9 @@ class _Range(click.ParamType):  # type: ignore[type-arg]  # subscriptable only f
 @run_argument
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Directory of the result.")
 @click.option(
-    "--threshold", type=click.FloatRange(0, min_open=True), required=True, help="Least height of a hit [ADU]."
+    "--threshold",
+    type=click.FloatRange(0, min_open=True),
+    help="Least height of a hit [ADU]; by default 6 times the noise that is measured.",
 )
 @click.option("--detector", help="The digitizer, where there are several.")
 @click.option("--method", type=click.Choice(["cfd", "leading_edge", "dynamic_leading_edge", "matched"]), default="cfd",
@@ -63,7 +72,7 @@ def tof(
     run: int | None,
     snapshot: str | None,
     out: Path,
-    threshold: float,
+    threshold: float | None,
     detector: str | None,
     method: str,
     dead_time: float,
@@ -87,7 +96,7 @@ def tof(
 
     \b
     Examples:
-      lcls-dask tof run1 --out tof1 --threshold 60
+      lcls-dask tof run1 --out tof1
       lcls-dask tof run1 --out tof1 --threshold 60 --method matched --length 590 --t0 20 \\
         --energies 150:600 --line 340:360 --pulse-energy gmd.raw.milliJoulesPerPulse
     """
@@ -114,6 +123,8 @@ def tof(
     print_table(("quantity", "value"), _summary(result).items())
     for one in (target, *pictures):
         click.echo(str(one))
+    if not result["counts"].any():
+        click.echo("no hits: give --positive where pulses go up, other --times, or a lower --threshold")
     if length is None:
         click.echo("no energies: give --length and --t0")
 
@@ -136,7 +147,13 @@ def _summary(result: "xr.Dataset") -> dict[str, Any]:
     told: dict[str, Any] = {
         "events": int(result["shots"]),
         "hits": int(result["counts"].sum() + result["outside"].sum()),
+        "threshold": f"{result.attrs['settings.threshold']:g} ADU, {_noises(result):.1f} times the noise",
     }
+    if result.sizes["channel"] < ANGLES:
+        told["polarisation"] = (
+            f"needs {ANGLES} channels or more at different angles; there are {result.sizes['channel']}"
+        )
+        return told
     for i in range(result.sizes["line"]):
         region = (
             f"{float(result['line_low'][i]):g} to {float(result['line_high'][i]):g} {result['line_low'].attrs['units']}"
@@ -147,6 +164,18 @@ def _summary(result: "xr.Dataset") -> dict[str, Any]:
                 f"{value:.3f} ± {error:.3f}{unit}"
             )
     return told
+
+
+def _noises(result: "xr.Dataset") -> float:
+    """The threshold in units of the noisiest channel's noise."""
+    return float(result.attrs["settings.threshold"] / result["noise"].max())
+
+
+def _columns(counts: "np.ndarray[Any, Any]") -> "tuple[np.ndarray[Any, Any], int]":
+    """Counts of so many bins together that a picture has a point for each; and the last edge that is shown."""
+    together = -(-counts.shape[1] // POINTS)
+    last = counts.shape[1] // together * together
+    return counts[:, :last].reshape(len(counts), -1, together).sum(axis=-1), last
 
 
 def _pictures(result: "xr.Dataset", out: Path) -> list[Path]:
@@ -160,28 +189,31 @@ def _pictures(result: "xr.Dataset", out: Path) -> list[Path]:
             words = "time of flight" if axis == "tof" else "kinetic energy"
             spectrum = result[name]
             edges = np.append(spectrum[f"{axis}_low"].values, spectrum[f"{axis}_high"].values[-1])
+            columns, last = _columns(spectrum.values)
             made[f"{axis}-channels"] = plot.heatmap(
-                spectrum.values, (edges[0], edges[-1]), (-0.5, len(spectrum) - 0.5), f"{words} ({unit})", "channel",
+                columns, (edges[0], edges[last]), (-0.5, len(spectrum) - 0.5), f"{words} ({unit})", "channel",
                 "hits", f"Hits by {words} and channel",
             )  # fmt: skip
             curves = {"hits": spectrum.sum("channel").values}
             made[f"{axis}-spectrum"] = plot.lines(
                 edges, curves, f"{words} ({unit})", "hits", f"All channels by {words}"
             )
-    regions = zip(result["line_low"].values, result["line_high"].values, strict=True)
     units = result["line_low"].attrs["units"]
-    made["polar"] = plot.polar(
-        result["angle"].values,
-        {
-            f"{low:g} to {high:g} {units}": one
-            for (low, high), one in zip(regions, result["line_counts"].values, strict=True)
-        },
-        [
-            tuple(float(result[n][i]) for n in ("line_intensity", "anisotropy", "tilt"))
-            for i in range(result.sizes["line"])
-        ],
-        "Hits by angle, and the dipole distribution fitted to them",
-    )
+    if result.sizes["channel"] >= ANGLES:
+        made["polar"] = plot.polar(
+            result["angle"].values,
+            {
+                f"{low:g} to {high:g} {units}": one
+                for low, high, one in zip(
+                    *(result[name].values for name in ("line_low", "line_high", "line_counts")), strict=True
+                )
+            },
+            [
+                tuple(float(result[n][i]) for n in ("line_intensity", "anisotropy", "tilt"))
+                for i in range(result.sizes["line"])
+            ],
+            "Hits by angle, and the dipole distribution fitted to them",
+        )
     times = result["tof_1"].values
     reach = (float(times[0]), float(times[-1]))
     made["covariance"] = plot.heatmap(

@@ -2,7 +2,7 @@
 
 import importlib.metadata
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,13 @@ from .covariance import covariance_map, partial_covariance_map
 from .deadtime import deadtime_correct
 from .hits import find_hits
 from .node import windows
-from .samples import baseline_of
+from .samples import levels_of
 from .spectra import energy_spectrum, event_spectra, tof_spectrum
 
 Array = np.ndarray[Any, np.dtype[Any]]
+
+#: The threshold in standard deviations of the noise: white noise passes it once in 10**9 samples.
+NOISES = 6.0
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,8 @@ class Settings:
 
     Attributes
     ----------
-    threshold : float
-        Least height of a hit [ADU].
+    threshold : float or None
+        Least height of a hit [ADU]; by default `NOISES` times the noise of the noisiest channel's whole waveforms.
     detector : str or None
         The digitizer; the only one by default.
     method : str
@@ -53,7 +56,7 @@ class Settings:
         Variable that the covariance is partial to.
     """
 
-    threshold: float
+    threshold: float | None = None
     detector: str | None = None
     method: str = "cfd"
     fraction: float = 0.6
@@ -87,7 +90,7 @@ def analyse(run: Run, settings: Settings) -> xr.Dataset:
     xarray.Dataset
         `counts` (channel, tof), `energy_counts` (channel, energy) where there is an axis, the angular fit of each
         region (line) to its hits, which are corrected for the dead time, `covariance` (tof_1, tof_2) of all channels
-        together, `baseline` (channel, core); attributes say what it was made of and how.
+        together, `baseline` and `noise` (channel, core); attributes say what it was made of and how.
 
     Raises
     ------
@@ -102,7 +105,11 @@ def analyse(run: Run, settings: Settings) -> xr.Dataset:
     """
     detector = digitizer(run, settings.detector)
     node = run.dataset(group=f"/{detector}", chunks=None)
-    baseline = _baselines(node)
+    levels = levels_of(windows(node, waveforms=True))
+    baseline = _baselines(levels["baseline"])
+    if settings.threshold is None:
+        settings = replace(settings, threshold=_threshold(levels["noise"]))
+    assert settings.threshold is not None
     records = windows(node, events=2048)
     hits = find_hits(
         records, settings.method, settings.fraction, settings.delay, threshold=settings.threshold,
@@ -121,7 +128,7 @@ def analyse(run: Run, settings: Settings) -> xr.Dataset:
         control = _pulse_energy(run, settings.pulse_energy, node)
         asked["covariance"] = partial_covariance_map(spectra, control=control)
     found = dict(zip(asked, compute(*asked.values()), strict=True))  # type: ignore[no-untyped-call]
-    return _together(run, settings, baseline, found)
+    return _together(run, settings, levels.assign(baseline=baseline), found)
 
 
 def digitizer(run: Run, asked: str | None = None) -> str:
@@ -155,9 +162,13 @@ def digitizer(run: Run, asked: str | None = None) -> str:
     return names[0]
 
 
-def _baselines(node: xr.Dataset) -> xr.DataArray:
+def _threshold(noise: xr.DataArray) -> float:
+    """For all channels, in tenths of an ADU; of one step of the digitizer where there is less noise than that."""
+    return round(NOISES * max(float(noise.max()), 1.0), 1)
+
+
+def _baselines(found: xr.DataArray) -> xr.DataArray:
     """Of each channel; one without whole waveforms has the middle of the others."""
-    found = baseline_of(windows(node, waveforms=True))
     if np.isnan(found).all():
         raise ArgumentError("the run has no whole waveforms to take baselines from: use find_hits(..., baseline=)")
     return found.fillna(found.median("channel"))
@@ -184,7 +195,7 @@ def _pulse_energy(run: Run, name: str, node: xr.Dataset) -> Array:
     return own
 
 
-def _together(run: Run, settings: Settings, baseline: xr.DataArray, found: dict[str, xr.DataArray]) -> xr.Dataset:
+def _together(run: Run, settings: Settings, levels: xr.Dataset, found: dict[str, xr.DataArray]) -> xr.Dataset:
     def bare(array: xr.DataArray, prefix: str) -> xr.DataArray:
         return array.rename({name: f"{prefix}{name}" for name in ("outside", "shots") if name in array.coords})
 
@@ -201,7 +212,7 @@ def _together(run: Run, settings: Settings, baseline: xr.DataArray, found: dict[
         ("tof_1", "tof_2"),
         attrs=covariance.attrs,
     )
-    made["baseline"] = baseline
+    made = made.assign(levels.data_vars)
     channels = made.sizes["channel"]
     angles = (
         np.arange(channels) * 360 / channels if settings.angles is None else np.asarray(settings.angles, np.float64)

@@ -62,7 +62,7 @@ class Finder:
 
         rows = len(record_edge) - 1
         baseline = np.ascontiguousarray(np.broadcast_to(self.baseline, (channels, self.baseline.shape[1])))
-        records = [_read_only(one) for one in (samples, edge, start, record_edge)]
+        samples, edge, start, record_edge = map(_read_only, (samples, edge, start, record_edge))
         count = np.zeros(rows, np.int32)
         parts: list[tuple[Array, ...]] = []
         row, room = 0, 4 * rows + 64
@@ -74,9 +74,9 @@ class Finder:
                 np.empty(room, np.bool_),
             )
             row, hits = kernel(
-                *records, row, channels, baseline, self.pretrigger, self.polarity, self.threshold, self.scale,
-                self.period, self._rails(samples.dtype), self.method, self.fraction, self.delay, self.dead_time,
-                self.template, self.slope, count, *columns,
+                samples, edge, start, record_edge, row, channels, baseline, self.pretrigger, self.polarity,
+                self.threshold, self.scale, self.period, self._rails(samples.dtype), self.method, self.fraction,
+                self.delay, self.dead_time, self.template, self.slope, count, *columns,
             )  # fmt: skip
             parts.append(tuple(column[:hits] for column in columns))
             room *= 2  # one row alone may need more than all the room

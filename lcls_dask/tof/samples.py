@@ -155,6 +155,35 @@ def baseline_of(waveforms: Any, cores: int = 4) -> xr.DataArray:
     >>> baseline_of(waveform).values
     array([[2050., 2041., 2048., 2044.]])
     """
+    return levels_of(waveforms, cores)["baseline"]
+
+
+def levels_of(waveforms: Any, cores: int = 4) -> xr.Dataset:
+    """Baseline and noise of each channel and interleaved core of a run, in one pass over its whole waveforms.
+
+    Parameters
+    ----------
+    waveforms : Ragged, xarray.DataArray or array
+        See `baseline_of`.
+    cores : int
+
+    Returns
+    -------
+    xarray.Dataset
+        `baseline` and `noise` (channel, core), float64 [ADU]: mean and standard deviation of the samples within 4
+        standard deviations of the median; NaN for a channel without waveforms.
+
+    Raises
+    ------
+    ArgumentError
+        The samples are not integers.
+
+    Examples
+    --------
+    >>> noise = np.rint(np.random.default_rng(0).normal(2048, 4, (20, 1, 2000))).astype(np.uint16)
+    >>> levels_of(noise, cores=1)["noise"].values.round(1)
+    array([[4.]])
+    """
     records = waveforms if isinstance(waveforms, Ragged) else whole_channels(as_waveforms(waveforms))
     like = records.meta["samples"] if isinstance(records, Ragged) else records
     labels = records.meta["channel"] if isinstance(records, Ragged) else records["channel"]
@@ -163,14 +192,16 @@ def baseline_of(waveforms: Any, cores: int = 4) -> xr.DataArray:
     if cores < 1:
         raise ArgumentError(f"cores={cores} must be 1 or more")
     count = partial(_count, channels=labels.size, cores=cores)
-    reduction = Reduction(count, _add_counts, _centres)
+    reduction = Reduction(count, _add_counts, _levels)
     blocks = records.blocks if isinstance(records, Ragged) else records.data.to_delayed().ravel()
-    centres = reduction.lazily((block,) for block in blocks).compute()  # type: ignore[no-untyped-call]
-    return xr.DataArray(
-        centres,
+    baseline, noise = reduction.lazily((block,) for block in blocks).compute()  # type: ignore[no-untyped-call]
+    dims = ("channel", "core")
+    return xr.Dataset(
+        {
+            "baseline": (dims, baseline, {"units": "ADU", "long_name": "baseline of each interleaved core"}),
+            "noise": (dims, noise, {"units": "ADU", "long_name": "standard deviation of samples without a pulse"}),
+        },
         {"channel": labels.variable},
-        ("channel", "core"),
-        attrs={"units": "ADU", "long_name": "baseline of each interleaved core"},
     )
 
 
@@ -198,9 +229,9 @@ def _add_counts(parts: Any) -> Array:
     return np.asarray(np.sum(parts, axis=0, dtype=np.int64))
 
 
-def _centres(counts: Array) -> Array:
-    """Clipped means of values that occur so often: (channel, core)."""
-    centres = np.full(counts.shape[:2], np.nan)
+def _levels(counts: Array) -> tuple[Array, Array]:
+    """Clipped means and standard deviations of values that occur so often: (channel, core) each."""
+    centres, widths = np.full(counts.shape[:2], np.nan), np.full(counts.shape[:2], np.nan)
     for index in np.ndindex(*centres.shape):
         values: Array = np.flatnonzero(counts[index])
         if not values.size:
@@ -210,8 +241,10 @@ def _centres(counts: Array) -> Array:
         away = np.abs(values - median)
         order = np.argsort(away, kind="stable")
         kept = away <= max(CLIP * 1.4826 * _middle(away[order], times[order]), 1.0)
-        centres[index] = np.average(values[kept], weights=times[kept]) + _LOWEST
-    return centres
+        mean = np.average(values[kept], weights=times[kept])
+        centres[index] = mean + _LOWEST
+        widths[index] = np.sqrt(np.average((values[kept] - mean) ** 2, weights=times[kept]))
+    return centres, widths
 
 
 def _middle(values: Array, times: Array) -> float:

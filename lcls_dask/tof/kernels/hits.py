@@ -1,8 +1,9 @@
 """One pass from samples to hits: baseline, gate and timing of each record, fused.
 
 A record is a stretch of consecutive samples: a whole waveform, or one FEX window. Nearly all samples lie below the
-threshold, and what is done for those decides the speed: they are compared 64 at a time (`masks`). What is done for a hit
-comes next: its loops are over bits too, since a branch that cannot be foretold costs as much as some 40 samples.
+threshold, and what is done for those decides the speed: 256 are compared at a time without a branch, 64 where one
+is beyond. What is done for a hit comes next: its loops are over the bits of masks, since a branch that cannot be
+foretold costs as much as some 40 samples.
 """
 
 import math
@@ -10,6 +11,7 @@ import math
 import numpy as np
 from numba import njit
 
+from . import compiled, inlined
 from .masks import BLOCK, at_most, first_bit
 from .pulses import measure, next_pulse
 
@@ -28,7 +30,7 @@ CLIP = 4.0
 NONE, ALL = np.uint64(0), np.uint64(0xFFFFFFFFFFFFFFFF)
 
 
-@njit(cache=True, nogil=True, _nrt=False, forceinline=True)
+@inlined
 def _count(samples, at, limit):
     """How many of `WIDE` samples are at most the limit. (Signed indices would cost a fifth of the speed.)"""
     count = np.int16(0)
@@ -37,7 +39,7 @@ def _count(samples, at, limit):
     return count
 
 
-@njit(cache=True, nogil=True, _nrt=False, forceinline=True)
+@inlined
 def _next_beyond(samples, at, end, limit, flip):
     """The first sample from `at` on that is beyond the limit; `end` without one."""
     usual = np.int16(0) if flip == NONE else np.int16(WIDE)
@@ -58,7 +60,7 @@ def _next_beyond(samples, at, end, limit, flip):
     return at
 
 
-@njit(cache=True, nogil=True, _nrt=False, forceinline=True)
+@inlined
 def _set_limit(limit, base, polarity, level, rails):
     """Put into ``limit[0]`` what tells samples apart that are `level` beyond any core's baseline.
 
@@ -84,7 +86,7 @@ def _set_limit(limit, base, polarity, level, rails):
     return value <= rails[1], ALL
 
 
-@njit(cache=True, nogil=True, _nrt=False)
+@compiled
 def _median(values, count):
     """Median of the first few values, which are sorted: by insertion, as they are few."""
     for i in range(1, count):
@@ -96,7 +98,7 @@ def _median(values, count):
     return 0.5 * (values[(count - 1) // 2] + values[count // 2])
 
 
-@njit(cache=True, nogil=True, _nrt=False)
+@compiled
 def estimate_baseline(samples, pretrigger, level, base, polarity, scratch):
     """Baseline of each interleaved core over the first samples of a waveform.
 
@@ -150,7 +152,7 @@ def estimate_baseline(samples, pretrigger, level, base, polarity, scratch):
     return True
 
 
-@njit(cache=True, nogil=True, _nrt=False, forceinline=True)
+@inlined
 def _quick_baseline(samples, begin, pretrigger, base):
     """Means of four interleaved cores, which is what digitizers have, in one loop."""
     one, two, three, four = samples[begin] * 0, samples[begin] * 0, samples[begin] * 0, samples[begin] * 0
@@ -164,7 +166,7 @@ def _quick_baseline(samples, begin, pretrigger, base):
     base[0], base[1], base[2], base[3] = one / each, two / each, three / each, four / each
 
 
-@njit(cache=True, nogil=True, _nrt=False, forceinline=True)
+@inlined
 def _tile(base, pattern):
     """Put the cores' baselines behind one another, as often as there is room."""
     if base.size == 4:
@@ -181,7 +183,7 @@ def _tile(base, pattern):
             pattern[i + k] = base[k]
 
 
-@njit(cache=True, nogil=True, _nrt=False, forceinline=True)
+@inlined
 def _signal(samples, begin, n, first, pattern, phase, cores, factor, x, at):
     """Put the signal of the samples `first` to ``first + BLOCK`` of a record behind `at`: zero where it has none."""
     low, high = max(first, 0), min(first + BLOCK, n)
@@ -193,7 +195,7 @@ def _signal(samples, begin, n, first, pattern, phase, cores, factor, x, at):
         x[np.uint64(at + j)] = factor * (samples[np.uint64(begin + j)] - pattern[np.uint64(k + j)])
 
 
-@njit(cache=True, nogil=True, _nrt=False, forceinline=True)
+@inlined
 def _stretch(samples, begin, n, i, pattern, phase, cores, factor, reach, under, x):
     """Signal about sample `i` of a record, from `reach` before it to `reach` behind the last one of the threshold.
 
@@ -221,7 +223,7 @@ def _stretch(samples, begin, n, i, pattern, phase, cores, factor, reach, under, 
             return last + 1 + reach
 
 
-@njit(cache=True, nogil=True, _nrt=False)
+@compiled
 def _unwrapped(samples, reach, base, phase, factor, period, x):
     """Signal of a record whose samples have run over: each is taken to lie next to the one before it."""
     n, cores = samples.size, base.size

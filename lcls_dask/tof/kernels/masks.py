@@ -1,11 +1,11 @@
 """Comparisons of 64 samples at once, as bits of one number: what vector instructions give, and loops over bits need.
 
-numba turns loops into vector instructions where it can; a mask is not among what it can, so it is written for LLVM here.
+numba turns loops into vector instructions where it can; a mask is not among what it can, so it is written for LLVM.
 """
 
 from typing import Any
 
-from llvmlite import ir
+from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
@@ -14,7 +14,7 @@ from numba.np.arrayobj import make_array
 BLOCK = 64
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def at_most(_: Any, samples: Any, at: Any, limit: Any) -> Any:
     """Which of 64 samples from `at` on are `limit` or less: bit j of the mask is of sample ``at + j``.
 
@@ -35,7 +35,8 @@ def at_most(_: Any, samples: Any, at: Any, limit: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         array, place, limit = arguments
         vector = ir.VectorType(context.get_data_type(dtype), BLOCK)
-        pointer = builder.gep(make_array(signature.args[0])(context, builder, array).data, [place])
+        make: Any = make_array
+        pointer = builder.gep(make(signature.args[0])(context, builder, array).data, [place])
         values = builder.load(builder.bitcast(pointer, vector.as_pointer()), align=dtype.bitwidth // 8)
         nothing, first = ir.Constant(vector, ir.Undefined), ir.Constant(ir.IntType(32), 0)
         places = ir.Constant(ir.VectorType(ir.IntType(32), BLOCK), [0] * BLOCK)
@@ -49,7 +50,7 @@ def at_most(_: Any, samples: Any, at: Any, limit: Any) -> Any:
     return types.uint64(samples, types.intp, dtype), generate
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def first_bit(_: Any, mask: Any) -> Any:
     """Number of the lowest bit that is set; 64 without one."""
 
@@ -59,7 +60,7 @@ def first_bit(_: Any, mask: Any) -> Any:
     return types.int64(types.uint64), generate
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def last_bit(_: Any, mask: Any) -> Any:
     """Number of the highest bit that is set; -1 without one."""
 

@@ -1,19 +1,20 @@
 """Pulses in a stretch of signal: where they are, and four ways to tell their times.
 
 The signal is positive, free of its baseline, and zero beyond the record. Times are in samples. Innermost indices are
-unsigned, as signed ones are first looked at for a sign. Arrays of signal have `BLOCK` values before the first and behind
-the last one that counts, since masks reach there.
+unsigned, as signed ones are first looked at for a sign. Arrays of signal have `BLOCK` values before the first one that
+counts and behind the last, since masks reach there.
 """
 
 import numpy as np
 from numba import njit
 
+from . import compiled, inlined
 from .masks import BLOCK, at_most, first_bit, last_bit
 
 LEADING_EDGE, DYNAMIC_LEADING_EDGE, CFD, MATCHED = range(4)
 
 
-@njit(cache=True, nogil=True, _nrt=False, forceinline=True)
+@inlined
 def next_pulse(x, begin, end, threshold, found):
     """Find the next pulse: a maximum that stands out by `threshold` on both sides.
 
@@ -52,7 +53,7 @@ def next_pulse(x, begin, end, threshold, found):
     return False
 
 
-@njit(cache=True, nogil=True, _nrt=False)
+@compiled
 def _zero(a, b, c, d):
     """Where the cubic through (-1, a), (0, b), (1, c), (2, d) is zero in [0, 1]; b and c differ in sign."""
     c1 = c - a / 3 - b / 2 - d / 6
@@ -75,7 +76,7 @@ def _zero(a, b, c, d):
     return t
 
 
-@njit(cache=True, nogil=True, _nrt=False, forceinline=True)
+@inlined
 def _last_at_most(x, begin, at, level):
     """The last sample before `at` that is `level` or less; ``begin - 1`` where there is none from `begin` on."""
     while at > begin:
@@ -86,7 +87,7 @@ def _last_at_most(x, begin, at, level):
     return begin - 1
 
 
-@njit(cache=True, nogil=True, _nrt=False, forceinline=True)
+@inlined
 def _first_at_most(x, at, end, level):
     """The first sample behind `at` that is `level` or less; `end` where there is none before."""
     at += 1
@@ -98,14 +99,14 @@ def _first_at_most(x, at, end, level):
     return end
 
 
-@njit(cache=True, nogil=True, _nrt=False, forceinline=True)
+@inlined
 def _edge(x, begin, at, level):
     """Where the signal rises through `level` before the maximum `at`; `begin` where it does not."""
     i = _last_at_most(x, begin, at, level)
     return i + (level - x[i]) / (x[i + 1] - x[i]) if i >= begin else float(begin)
 
 
-@njit(cache=True, nogil=True, _nrt=False, forceinline=True)
+@inlined
 def _crossing(x, low, i, fraction, delay):
     """Where ``x(t) - fraction * x(t + delay)`` is zero about i + 0.5: by the straight line through four samples of it.
 
@@ -121,7 +122,7 @@ def _crossing(x, low, i, fraction, delay):
     return min(max(0.5 - 0.25 * (first + before + after + last) / slope, -1.0), 2.0)
 
 
-@njit(cache=True, nogil=True, _nrt=False, forceinline=True)
+@inlined
 def _constant_fraction(x, low, begin, at, fraction, delay, y):
     """Where ``x(t) - fraction * x(t + delay)`` rises through zero, nearest before the maximum `at`."""
     while True:
@@ -139,7 +140,7 @@ def _constant_fraction(x, low, begin, at, fraction, delay, y):
         at = first
 
 
-@njit(cache=True, nogil=True, _nrt=False, fastmath={"reassoc"})  # so that it is done in vectors
+@njit(cache=True, nogil=True, fastmath={"reassoc"})  # so that it is done in vectors
 def _correlate(x, low, high, kernel, at):
     """Sum of ``x[at - half + j] * kernel[j]``, with zeros beyond `low` and `high`."""
     first = at - kernel.size // 2
@@ -149,7 +150,7 @@ def _correlate(x, low, high, kernel, at):
     return total
 
 
-@njit(cache=True, nogil=True, _nrt=False)
+@compiled
 def _matched(x, low, high, begin, end, at, slope):
     """Zero of the correlation with the template's derivative next to the maximum `at`: (time, whether there is one)."""
     here = _correlate(x, low, high, slope, at)
@@ -166,7 +167,7 @@ def _matched(x, low, high, begin, end, at, slope):
     return float(at), False
 
 
-@njit(cache=True, nogil=True, _nrt=False, forceinline=True)
+@inlined
 def _width(x, at, low, end, level):
     """Distance between where the signal rises through a level before the maximum `at` and falls through it behind."""
     i, j = _last_at_most(x, low, at, level), _first_at_most(x, at, end, level)
@@ -175,7 +176,7 @@ def _width(x, at, low, end, level):
     return right - left
 
 
-@njit(cache=True, nogil=True, _nrt=False, forceinline=True)
+@inlined
 def measure(x, low, high, found, method, threshold, fraction, delay, template, slope, y, told):
     """Time, height and width of a pulse.
 
