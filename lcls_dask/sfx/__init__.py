@@ -1,0 +1,32 @@
+"""Serial crystallography: from frames to merged intensities, lazily on DataArrays and runs.
+
+Frames are (event, segment, row, column); ``fs`` is the column and ``ss`` the row within a segment, and the centre of a
+pixel has whole coordinates. Lengths are in m, resolutions in Angstrom, photon energies in eV.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .geometry.model import Geometry, Panel
+
+# imported when first used: numba and xarray take a second
+_LAZY = {
+    "Geometry": "geometry.model",
+    "Panel": "geometry.model",
+}
+
+__all__ = [
+    "Geometry",
+    "Panel",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

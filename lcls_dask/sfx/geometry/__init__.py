@@ -1,0 +1,1 @@
+"""Where pixels are: panels in the laboratory, and the files that say so."""
