@@ -15,14 +15,17 @@ from ..errors import ArgumentError, SelectionError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
+#: Dimensions that rows may have beside `event`.
+BESIDE = ("channel", "segment")
+
 
 class Ragged(DaskMethodsMixin):
-    """Rows of different lengths: hits, or the windows that hits are found in.
+    """Rows of different lengths: hits, or the windows that hits are found in; peaks, crystals.
 
-    A block is an `xarray.Dataset` of consecutive events in compressed sparse rows (CSR). Rows are (event, channel) in C
-    order. Row i of the flat variables is ``offset[i]:offset[i + 1]``; dimensions of offsets end in ``_edge``. Variables
-    over `event` and `channel` are coordinates and go along. Nothing is computed before ``compute()``, which gives one
-    such Dataset of all events.
+    A block is an `xarray.Dataset` of consecutive events in compressed sparse rows (CSR). Rows are (event, channel) or
+    (event, segment) in C order, or events alone. Row i of the flat variables is ``offset[i]:offset[i + 1]``; dimensions
+    of offsets end in ``_edge``. Variables over events and channels are coordinates and go along. Nothing is computed
+    before ``compute()``, which gives one such Dataset of all events.
 
     Parameters
     ----------
@@ -82,20 +85,19 @@ class Ragged(DaskMethodsMixin):
         -------
         Ragged
         """
-        channels = dataset.sizes.get("channel")
-        if "offset" not in dataset or channels is None:
+        if "offset" not in dataset or dataset["offset"].dims != ("row_edge",):
             raise ArgumentError(
-                "this Dataset is no ragged result: it has no variable offset and dimension channel; "
+                "this Dataset is no ragged result: it has no variable offset (row_edge); "
                 "of a run's digitizer node make one by lcls_dask.tof.windows"
             )
         name = f"ragged-{tokenize(dataset)}"
-        events = (dataset.sizes["row_edge"] - 1) // max(channels, 1)
+        events = (dataset.sizes["row_edge"] - 1) // max(_beside(dataset)[1], 1)
         return cls({(name, 0): dataset}, name, (events,), empty_like(dataset))
 
     @property
     def channels(self) -> int:
-        """How many channels there are."""
-        return int(self.meta.sizes["channel"])
+        """How many channels or segments there are; 1 where rows are events alone."""
+        return _beside(self.meta)[1]
 
     @property
     def npartitions(self) -> int:
@@ -159,7 +161,8 @@ class Ragged(DaskMethodsMixin):
             if not any(str(dim).endswith("_edge") for dim in variable.dims):
                 unit = variable.attrs.get("units", "1")
                 told.append(f"{name} [{unit}]" if unit != "1" else str(name))
-        shape = f"{several(len(self), 'event')} x {several(self.channels, 'channel')}"
+        dim, count = _beside(self.meta)
+        shape = several(len(self), "event") + (f" x {several(count, dim)}" if dim else "")
         return f"<Ragged of {shape} in {several(self.npartitions, 'block')}: {', '.join(told)}>"
 
     def __dask_graph__(self) -> Any:
@@ -186,6 +189,11 @@ class Ragged(DaskMethodsMixin):
 
     def __dask_postpersist__(self) -> tuple[Callable[..., "Ragged"], tuple[Any, ...]]:
         return _rebuild, (self._name, self.events, self.meta)
+
+
+def _beside(block: xr.Dataset) -> tuple[str, int]:
+    """The dimension that rows have beside `event`, and its size."""
+    return next(((dim, block.sizes[dim]) for dim in BESIDE if dim in block.sizes), ("", 1))
 
 
 def _collections(several: Sequence[Any]) -> Any:
@@ -252,14 +260,14 @@ def rows_of(block: xr.Dataset) -> Array:
     Returns
     -------
     (n,) int64
-        ``event * channels + channel``.
+        ``event * channels + channel``, segments likewise.
     """
     offset = block["offset"].values
     return np.repeat(np.arange(len(offset) - 1), np.diff(offset))
 
 
 def _grows(dim: Hashable) -> bool:
-    return dim not in ("channel", "core", "particle_axis")
+    return dim not in (*BESIDE, "core", "particle_axis")
 
 
 def concatenate(blocks: Iterable[xr.Dataset]) -> xr.Dataset:

@@ -8,17 +8,33 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .calibration import Calibration, calibrate
+    from .constants.files import read_constants
+    from .constants.model import Constants, PixelConstants
     from .geometry.model import Geometry, Panel
+    from .peaks import find_peaks
 
 # imported when first used: numba and xarray take a second
 _LAZY = {
+    "Calibration": "calibration",
+    "Constants": "constants.model",
     "Geometry": "geometry.model",
     "Panel": "geometry.model",
+    "PixelConstants": "constants.model",
+    "calibrate": "calibration",
+    "find_peaks": "peaks",
+    "read_constants": "constants.files",
 }
 
 __all__ = [
+    "Calibration",
+    "Constants",
     "Geometry",
     "Panel",
+    "PixelConstants",
+    "calibrate",
+    "find_peaks",
+    "read_constants",
 ]
 
 

@@ -1,0 +1,223 @@
+"""Peaks of a frame: connected pixels above the threshold of their ring, against the background about them."""
+
+import math
+
+import numpy as np
+from numba import njit
+
+from .rings import full, of_samples, room
+
+#: Standard deviation of a background without pixels, or of pixels that are all alike.
+LEAST_SIGMA = 0.01
+
+
+@njit(cache=True, nogil=True)
+def _panel_of(panels, first, segment, row, column):
+    """Number of the panel that a pixel belongs to."""
+    for p in range(first[segment], first[segment + 1]):
+        if panels[p, 1] <= row < panels[p, 2] and panels[p, 3] <= column < panels[p, 4]:
+            return p
+    return -1
+
+
+@njit(cache=True, nogil=True)
+def _root(parent, k):
+    while parent[k] != k:
+        parent[k] = parent[parent[k]]
+        k = parent[k]
+    return k
+
+
+@njit(cache=True, nogil=True)
+def _join(pixels, panel, parent, columns, k, other):
+    """Make two pixels one peak, if they touch."""
+    apart = pixels[k] % columns - pixels[other] % columns
+    if panel[k] == panel[other] and -1 <= apart <= 1:
+        one, two = _root(parent, k), _root(parent, other)
+        parent[max(one, two)] = min(one, two)
+
+
+@njit(cache=True, nogil=True)
+def connect(pixels, panel, columns, parent, behind, last):
+    """Put pixels that touch, by edges or corners, within one panel, into one list.
+
+    Parameters
+    ----------
+    pixels : (n,) int32
+        Ascending.
+    panel : (n,) int32
+    columns : int
+        Of a segment.
+    parent : (n,) int32
+        Out: the first pixel of the list that each is in.
+    behind : (n,) int32
+        Out: the next pixel of the list, -1 behind the last.
+    last : (n,) int32
+        Scratch.
+    """
+    above = 0
+    for k in range(pixels.size):
+        parent[k] = k
+        if k > 0 and pixels[k] - pixels[k - 1] == 1:
+            _join(pixels, panel, parent, columns, k, k - 1)
+        while pixels[above] < pixels[k] - columns - 1:
+            above += 1
+        other = above
+        while pixels[other] <= pixels[k] - columns + 1:
+            _join(pixels, panel, parent, columns, k, other)
+            other += 1
+    for k in range(pixels.size):
+        first = _root(parent, k)
+        parent[k], behind[k], last[k] = first, -1, k
+        if first != k:
+            behind[last[first]] = k
+            last[first] = k
+
+
+@njit(cache=True, nogil=True)
+def _background(frame, rings, high, bounds, shape, row, column, reach, told):
+    """Mean, sigma and maximum of the background in a disc about a pixel, within its panel."""
+    rows, columns = shape
+    first = bounds[0] * rows * columns
+    count, total, square, most = 0, 0.0, 0.0, -math.inf
+    for r in range(max(row - reach, bounds[1]), min(row + reach, bounds[2])):
+        for c in range(max(column - reach, bounds[3]), min(column + reach, bounds[4])):
+            if (r - row) ** 2 + (c - column) ** 2 > reach * reach:
+                continue
+            j = first + r * columns + c
+            value, ring = np.float64(frame[j]), rings.ring[j]
+            # NaN is not below
+            if ring < rings.number.size and value < high[ring] and value > -math.inf:
+                count += 1
+                total += value
+                square += value * value
+                most = max(most, value)
+    if count == 0:
+        told[0], told[1], told[2] = 0.0, LEAST_SIGMA, 0.0
+        return
+    mean = total / count
+    sigma = math.sqrt(max(square / count - mean * mean, 0.0))
+    told[0], told[1], told[2] = mean, sigma if sigma > 0.0 else LEAST_SIGMA, most
+
+
+@njit(cache=True, nogil=True)
+def _measure(frame, rings, found, bounds, shape, members, reach, told):
+    """Intensity, signal to noise and place of a peak: whether it stands out of its surroundings.
+
+    ``told``: column, row, intensity, signal to noise.
+    """
+    rows, columns = shape
+    first = bounds[0] * rows * columns
+    weight, across, down, raw, raw_across, raw_down = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+    for i in members:
+        row, column = (i - first) // columns, (i - first) % columns
+        value = np.float64(frame[i])
+        above = value - found.mean[rings.ring[i]]
+        weight += above
+        across += above * column
+        down += above * row
+        raw += value
+        raw_across += value * column
+        raw_down += value * row
+    if not weight > 0.0:
+        return False
+    across, down = across / weight, down / weight
+    _background(frame, rings, found.high, bounds, shape, round(down), round(across), reach, told)
+    mean, sigma, most = told[0], told[1], told[2]
+    total, top = 0.0, -math.inf
+    for i in members:
+        value = np.float64(frame[i]) - mean
+        total += value
+        top = max(top, value)
+    # values below zero, of frames whose offset is wrong, are no weights
+    told[0], told[1] = (raw_across / raw, raw_down / raw) if raw > 0.0 else (across, down)
+    told[2], told[3] = total, total / sigma
+    return top >= most - mean
+
+
+@njit(cache=True, nogil=True)
+def _gather(k, behind, pixels, bounds, shape, members):
+    """Pixels of the peak that begins with number k: how many, 0 where all lie at the edge of their panel."""
+    rows, columns = shape
+    count, inner = 0, False
+    while k >= 0:
+        i = pixels[k]
+        row, column = i // columns % rows, i % columns
+        inner = inner or (bounds[1] < row < bounds[2] - 1 and bounds[3] < column < bounds[4] - 1)
+        if count < members.size:
+            members[count] = i
+        count += 1
+        k = behind[k]
+    return count if inner else 0
+
+
+@njit(cache=True, nogil=True)
+def find_peaks(
+    frames, rings, panels, first_panel, whole, min_snr, threshold, min_pixels, max_pixels, reach, first, count, fs, ss,
+    intensity, snr, pixels,
+):  # fmt: skip
+    """Find the peaks of many frames.
+
+    Parameters
+    ----------
+    frames : (events, segments, rows, columns) float32
+        Pixels that are no finite numbers do not count.
+    rings : Rings
+    panels : (panels, 5) int64
+        Segment, first row and the one behind the last, first column and the one behind the last; by segment.
+    first_panel : (segments + 1,) int64
+    whole : bool
+        Take statistics of all pixels, not of a sample.
+    min_snr, threshold : float
+    min_pixels, max_pixels, reach : int
+        Pixels of a peak, and radius of the disc of background.
+    first : int
+        Event to begin at.
+    count : (events, segments) int32
+        Out: peaks of each segment.
+    fs, ss, intensity, snr : (capacity,) float32
+        Out.
+    pixels : (capacity,) int32
+        Out.
+
+    Returns
+    -------
+    (event, peaks)
+        The event to begin at again, with peaks of all before it, where the capacity was too small; else all events.
+    """
+    events, _, rows, columns = frames.shape
+    shape = (rows, columns)
+    found, scratch = room(rings)
+    members = np.empty(max_pixels, np.int32)
+    told = np.empty(4)
+    peaks = 0
+    for event in range(first, events):
+        frame, before = frames[event].reshape(-1), peaks
+        if whole:
+            above = full(frame, rings, min_snr, threshold, found, scratch)
+        else:
+            above = of_samples(frame, rings, min_snr, threshold, found, scratch)
+        strong = scratch.pixels[:above]
+        panel, parent, behind = np.empty(above, np.int32), np.empty(above, np.int32), np.empty(above, np.int32)
+        for k in range(above):
+            i = strong[k]
+            panel[k] = _panel_of(panels, first_panel, i // (rows * columns), i // columns % rows, i % columns)
+        connect(strong, panel, columns, parent, behind, np.empty(above, np.int32))
+        count[event] = 0
+        for k in range(above):
+            if parent[k] != k:
+                continue
+            bounds = panels[panel[k]]
+            size = _gather(k, behind, strong, bounds, shape, members)
+            if size < min_pixels or size > max_pixels:
+                continue
+            stands_out = _measure(frame, rings, found, bounds, shape, members[:size], reach, told)
+            if not stands_out or told[3] < min_snr:
+                continue
+            if peaks == fs.size:
+                return event, before
+            fs[peaks], ss[peaks], intensity[peaks], snr[peaks] = told[0], told[1], told[2], told[3]
+            pixels[peaks] = size
+            count[event, bounds[0]] += 1
+            peaks += 1
+    return events, peaks

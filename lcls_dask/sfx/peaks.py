@@ -1,0 +1,261 @@
+"""Bragg peaks of frames, by radial statistics."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from dask.delayed import delayed
+
+from ..errors import ArgumentError
+from ..reduce.ragged import Ragged
+from .frames import as_float32, as_frames, block_coordinates, fits, ragged, whole_frames
+from .geometry.model import Geometry
+from .kernels.rings import Rings
+from .masks import good_pixels
+from .rings import rings_of
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+STATISTICS = ("full", "sampled")
+
+_COLUMNS = {
+    "fs": (np.float32, "pixel", "column, centres of pixels are whole numbers"),
+    "ss": (np.float32, "pixel", "row, centres of pixels are whole numbers"),
+    "intensity": (np.float32, "", "sum above the background about the peak"),
+    "snr": (np.float32, "1", "intensity by the standard deviation of that background"),
+    "pixels": (np.int32, "1", "pixels above the threshold"),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What finding peaks is told; see `find_peaks`.
+
+    Attributes
+    ----------
+    threshold, min_snr : float
+    min_pixels, max_pixels, background_radius : int
+    min_radius, max_radius : float
+    statistics : str
+    """
+
+    threshold: float
+    min_snr: float = 5.0
+    min_pixels: int = 2
+    max_pixels: int = 200
+    background_radius: int = 3
+    min_radius: float = 0.0
+    max_radius: float = np.inf
+    statistics: str = "full"
+
+    def __post_init__(self) -> None:
+        if self.statistics not in STATISTICS:
+            raise ArgumentError(f"there are no statistics {self.statistics!r}; choose from {', '.join(STATISTICS)}")
+        if not np.isfinite(self.threshold):
+            raise ArgumentError(f"threshold={self.threshold} must be a number, in the frames' units")
+        if not (np.isfinite(self.min_snr) and self.min_snr > 0):
+            raise ArgumentError(f"min_snr={self.min_snr} must be above zero")
+        if not 1 <= self.min_pixels <= self.max_pixels:
+            raise ArgumentError(
+                f"{self.min_pixels} to {self.max_pixels} pixels to a peak: 1 or more are wanted, rising"
+            )
+        if not 1 <= self.background_radius <= 100:
+            raise ArgumentError(f"background_radius={self.background_radius} must be from 1 to 100 pixels")
+        if not 0 <= self.min_radius < self.max_radius:
+            raise ArgumentError(f"radii from {self.min_radius} to {self.max_radius} pixels: a rising range is wanted")
+
+
+@dataclass(frozen=True)
+class Finder:
+    """What finding peaks needs, made once for all blocks.
+
+    Attributes
+    ----------
+    rings : Rings
+    panels : (panels, 5) int64
+    first_panel : (segments + 1,) int64
+        See `kernels.peaks.find_peaks`.
+    settings : Settings
+    """
+
+    rings: Rings
+    panels: Array
+    first_panel: Array
+    settings: Settings
+
+    @classmethod
+    def of(cls, geometry: Geometry, mask: Array | None, settings: Settings) -> "Finder":
+        """Make one of a geometry; the mask is True for pixels that count."""
+        bounds = sorted((p.segment, p.row0, p.row1, p.column0, p.column1) for p in geometry.panels)
+        panels = np.array(bounds, np.int64).reshape(-1, 5)
+        first = np.searchsorted(panels[:, 0], np.arange(geometry.shape[0] + 1))
+        return cls(rings_of(geometry, mask, settings.min_radius, settings.max_radius), panels, first, settings)
+
+    def find(self, frames: Array) -> tuple[Array, dict[str, Array]]:
+        """Numbers of peaks (event, segment), and their columns, of (event, segment, row, column) float32."""
+        from .kernels.peaks import find_peaks as kernel
+
+        told = self.settings
+        count = np.zeros(frames.shape[:2], np.int32)
+        parts: list[dict[str, Array]] = []
+        event, room = 0, 256 * len(frames) + 256
+        while event < len(frames):
+            columns = {name: np.empty(room, dtype) for name, (dtype, _, _) in _COLUMNS.items()}
+            event, peaks = kernel(
+                frames, self.rings, self.panels, self.first_panel, told.statistics == "full", told.min_snr,
+                told.threshold, told.min_pixels, told.max_pixels, 2 * told.background_radius, event, count,
+                *columns.values(),
+            )  # fmt: skip
+            parts.append({name: column[:peaks] for name, column in columns.items()})
+            room *= 2  # one frame alone may need more than all the room
+        none = {name: np.empty(0, dtype) for name, (dtype, _, _) in _COLUMNS.items()}
+        return count, {name: np.concatenate([part[name] for part in parts or [none]]) for name in _COLUMNS}
+
+
+def find_peaks(
+    frames: Any,
+    geometry: Geometry,
+    *,
+    threshold: float,
+    min_snr: float = 5.0,
+    min_pixels: int = 2,
+    max_pixels: int = 200,
+    background_radius: int = 3,
+    min_radius: float = 0.0,
+    max_radius: float = np.inf,
+    mask: Any = None,
+    statistics: str = "full",
+) -> Ragged:
+    """Find Bragg peaks.
+
+    A pixel is strong where it is above ``max(mean + min_snr * sigma, threshold)`` of its ring about the beam, a pixel
+    wide; five times, mean and sigma are taken without what is beyond ``mean +- min_snr * sigma`` [1]_. A peak is a
+    group of strong pixels of one panel that touch, of which one at least is not at the panel's edge. Its background is
+    the mean of the other pixels in a disc of ``2 * background_radius`` about it; its place is the mean of its pixels,
+    weighted by their values. It counts where its intensity is `min_snr` standard deviations of that background or more,
+    and its highest pixel above the highest there.
+
+    Parameters
+    ----------
+    frames : xarray.DataArray, numpy.ndarray or dask.array.Array
+        (event, segment, row, column), see `as_frames`. A boolean coordinate `present` (event, segment) marks the
+        segments there are. Pixels that are NaN or infinite do not count.
+    geometry : Geometry
+        Its bad pixels do not count.
+    threshold : float
+        Least value of a strong pixel, in the frames' units.
+    min_snr : float
+    min_pixels, max_pixels : int
+        Of a peak.
+    background_radius : int
+        Half the radius of the disc of background, which is ``local-bg-radius`` elsewhere [pixel].
+    min_radius, max_radius : float
+        Pixels nearer to the beam or further from it do not count [pixel].
+    mask : (segment, row, column) array, optional
+        True, or 1, for pixels that count.
+    statistics : {"full", "sampled"}
+        Of all pixels of each ring, or of 100 of them, always the same, which is several times as fast.
+
+    Returns
+    -------
+    Ragged
+        `fs`, `ss` (column and row in the segment), `intensity`, `snr`, float32; `pixels`, int32. Rows are (event,
+        segment).
+
+    Raises
+    ------
+    ArgumentError
+        An argument is out of range, or the frames are not those of the geometry.
+
+    References
+    ----------
+    .. [1] A. Barty et al., J. Appl. Cryst. 47 (2014) 1118, doi:10.1107/S1600576714007626.
+
+    Examples
+    --------
+    >>> from lcls_dask.sfx import Geometry, Panel
+    >>> panel = Panel("p0", 0, 0, 64, 0, 64, (-0.004, -0.004, 0.0), (1e-4, 0.0, 0.0), (0.0, 1e-4, 0.0))
+    >>> geometry = Geometry((panel,), (1, 64, 64), distance=0.1)
+    >>> frame = np.random.default_rng(0).normal(0, 1, (64, 64))
+    >>> frame[20, 30:33] += [50, 100, 50]
+    >>> peaks = find_peaks(frame, geometry, threshold=20)
+    >>> peaks
+    <Ragged of 1 event x 1 segment in 1 block: fs [pixel], ss [pixel], intensity, snr, pixels>
+    >>> found = peaks.compute()
+    >>> found["fs"].values.round(1), found["ss"].values, found["pixels"].values
+    (array([31.], dtype=float32), array([20.], dtype=float32), array([3], dtype=int32))
+    """
+    array = as_frames(frames)
+    fits(array, geometry.shape, "the geometry")
+    settings = Settings(
+        threshold, min_snr, min_pixels, max_pixels, background_radius, min_radius, max_radius, statistics
+    )
+    finder = delayed(Finder.of, pure=True)(geometry, good_pixels(mask, geometry.shape), settings)
+    return ragged(whole_frames(array), peaks_of_block, finder, empty_peaks(array, settings))
+
+
+def peaks_of_block(values: Array, coords: xr.Dataset, finder: Finder) -> xr.Dataset:
+    """Peaks of a block of frames.
+
+    Parameters
+    ----------
+    values : (event, segment, row, column) array
+    coords : xarray.Dataset
+        Of the block, over event and segment.
+    finder : Finder
+
+    Returns
+    -------
+    xarray.Dataset
+    """
+    count, columns = finder.find(as_float32(values, coords))
+    return peaks_dataset(count, columns, finder.settings, coords, coords.attrs.get("units", "1"))
+
+
+def peaks_dataset(
+    count: Array, columns: dict[str, Array], settings: Settings, coords: xr.Dataset, units: str
+) -> xr.Dataset:
+    """Peaks as CSR rows.
+
+    Parameters
+    ----------
+    count : (event, segment) int
+    columns : dict of str to (n,) array
+    settings : Settings
+    coords : xarray.Dataset
+    units : str
+        Of the frames.
+
+    Returns
+    -------
+    xarray.Dataset
+    """
+    offset = np.concatenate([np.zeros(1, np.int64), np.cumsum(count.ravel(), dtype=np.int64)])
+    made: dict[str, Any] = {
+        "offset": ("row_edge", offset, {"units": "1", "long_name": "first peak of each (event, segment)"})
+    }
+    for name, (_, unit, words) in _COLUMNS.items():
+        made[name] = ("peak", columns[name], {"units": unit or units, "long_name": words})
+    told = {
+        key: value for key, value in vars(settings).items() if key != "max_radius" or np.isfinite(settings.max_radius)
+    }
+    return xr.Dataset(made, attrs=told).assign_coords(block_coordinates(coords))
+
+
+def empty_peaks(array: xr.DataArray, settings: Settings) -> xr.Dataset:
+    """Peaks of no frames.
+
+    Parameters
+    ----------
+    array : xarray.DataArray
+        The frames.
+    settings : Settings
+
+    Returns
+    -------
+    xarray.Dataset
+    """
+    none = {name: np.empty(0, dtype) for name, (dtype, _, _) in _COLUMNS.items()}
+    units = str(array.attrs.get("units", "1"))
+    return peaks_dataset(np.zeros((0, array.sizes["segment"]), np.int32), none, settings, xr.Dataset(), units)
