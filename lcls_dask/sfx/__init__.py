@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .calibration import Calibration, calibrate
     from .constants.files import read_constants
     from .constants.model import Constants, PixelConstants
+    from .geometry.files import read_geometry, write_geometry
     from .geometry.model import Geometry, Panel
     from .peaks import find_peaks
 
@@ -24,6 +25,8 @@ _LAZY = {
     "calibrate": "calibration",
     "find_peaks": "peaks",
     "read_constants": "constants.files",
+    "read_geometry": "geometry.files",
+    "write_geometry": "geometry.files",
 }
 
 __all__ = [
@@ -35,6 +38,8 @@ __all__ = [
     "calibrate",
     "find_peaks",
     "read_constants",
+    "read_geometry",
+    "write_geometry",
 ]
 
 
