@@ -25,6 +25,7 @@ RATIOS = {
     "tiled": ["throughput over tiled's"],
     "cluster": ["tiny tasks, speed of guarded over stock", "tasks for each block of 64 MiB", "reads stubbed"],
     "tof": ["bandwidth of cfd over reading once", "waveforms/s of cfd over psana's PyCFD"],
+    "sfx": ["apart over one pass, full", "frames/s, full, over psana"],
 }
 REAL = {"hsd": grow.HSD, "jungfrau": grow.JUNGFRAU}
 

@@ -11,9 +11,13 @@ if TYPE_CHECKING:
     from .calibration import Calibration, calibrate
     from .constants.files import read_constants
     from .constants.model import Constants, PixelConstants
+    from .cxi import write_cxi
     from .geometry.files import read_geometry, write_geometry
     from .geometry.model import Geometry, Panel
+    from .hits import find_hits
+    from .patterns import powder
     from .peaks import find_peaks
+    from .radial import azimuthal_integrate
 
 # imported when first used: numba and xarray take a second
 _LAZY = {
@@ -22,10 +26,14 @@ _LAZY = {
     "Geometry": "geometry.model",
     "Panel": "geometry.model",
     "PixelConstants": "constants.model",
+    "azimuthal_integrate": "radial",
     "calibrate": "calibration",
+    "find_hits": "hits",
     "find_peaks": "peaks",
+    "powder": "patterns",
     "read_constants": "constants.files",
     "read_geometry": "geometry.files",
+    "write_cxi": "cxi",
     "write_geometry": "geometry.files",
 }
 
@@ -35,10 +43,14 @@ __all__ = [
     "Geometry",
     "Panel",
     "PixelConstants",
+    "azimuthal_integrate",
     "calibrate",
+    "find_hits",
     "find_peaks",
+    "powder",
     "read_constants",
     "read_geometry",
+    "write_cxi",
     "write_geometry",
 ]
 

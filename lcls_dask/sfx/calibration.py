@@ -11,35 +11,13 @@ from ..errors import ArgumentError
 from .constants.model import Constants, PixelConstants
 from .detectors import Detector, detector_named, epix10ka_ranges
 from .frames import as_frames, fits, mapped, present_of, whole_frames
-from .kernels.frames import VALUE
+from .kernels.frames import VALUE, Stages
 from .masks import good_pixels
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 #: Rows and columns of the stretches that a common mode is of: 0 for those of a bank.
 COMMON_MODES = {"bank": (0, 0), "row": (1, 0), "column": (0, 1)}
-
-
-@dataclass(frozen=True)
-class Stages:
-    """What calibrating needs, made once for all blocks; see `kernels.frames.calibrate_frames`.
-
-    Attributes
-    ----------
-    pedestal, factor : (stages, n) float32
-    states : (4,) int64
-    mask_bits : int
-    bank, step : (int, int)
-    limit : float
-    """
-
-    pedestal: Array
-    factor: Array
-    states: Array
-    mask_bits: int
-    bank: tuple[int, int]
-    step: tuple[int, int]
-    limit: float
 
 
 @dataclass(frozen=True)
@@ -250,17 +228,7 @@ def calibrate_block(values: Array, coords: xr.Dataset, stages: Stages) -> Array:
 
     raw = np.ascontiguousarray(values)
     out = np.empty(raw.shape, np.float32)
-    calibrate_frames(
-        raw,
-        stages.pedestal,
-        stages.factor,
-        stages.states,
-        stages.mask_bits,
-        stages.bank,
-        stages.step,
-        stages.limit,
-        out,
-    )
+    calibrate_frames(raw, stages, out)
     there = present_of(coords, raw.shape[:2])
     if not there.all():
         out[~there] = np.nan

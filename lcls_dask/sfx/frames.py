@@ -139,7 +139,7 @@ def ragged(
     Ragged
     """
     data: da.Array = array.data
-    coords = array.coords.to_dataset().assign_attrs(units=array.attrs.get("units", "1")).load()
+    coords = array.coords.to_dataset().assign_attrs(told_of(array)).load()
     name = f"ragged-{tokenize(data.name, work, shared.key, coords)}"
     layer: Any = {
         (name, i): (work, (data.name, i, 0, 0, 0), block, shared.key)
@@ -149,6 +149,26 @@ def ragged(
     graph = HighLevelGraph.from_collections(name, layer, collections)
     none = coords.isel(event=slice(0, 0), missing_dims="ignore")
     return Ragged(graph, name, data.chunks[0], empty_like(meta.assign_coords(block_coordinates(none))))
+
+
+def told_of(array: xr.DataArray) -> dict[str, Any]:
+    """What results say of the frames that they were made of: units, constants, calibration.
+
+    Parameters
+    ----------
+    array : xarray.DataArray
+
+    Returns
+    -------
+    dict
+
+    Examples
+    --------
+    >>> told_of(xr.DataArray(np.zeros(1), attrs={"units": "photon", "long_name": "pixels"}))
+    {'units': 'photon'}
+    """
+    kept = {key: value for key, value in array.attrs.items() if str(key).startswith(("constants.", "calibration."))}
+    return {"units": str(array.attrs.get("units", "1")), **kept}
 
 
 def block_coordinates(coords: xr.Dataset) -> dict[Hashable, xr.Variable]:
@@ -166,7 +186,11 @@ def block_coordinates(coords: xr.Dataset) -> dict[Hashable, xr.Variable]:
 
 
 def mapped(
-    array: xr.DataArray, work: Callable[[Array, xr.Dataset, Any], Array], shared: Delayed, dtype: Any
+    array: xr.DataArray,
+    work: Callable[[Array, xr.Dataset, Any], Array],
+    shared: Delayed,
+    dtype: Any,
+    shape: tuple[int, int, int] | None = None,
 ) -> xr.DataArray:
     """Frames made of each block of frames.
 
@@ -180,6 +204,8 @@ def mapped(
     shared : Delayed
         Made once.
     dtype : dtype
+    shape : (int, int, int), optional
+        Segments, rows and columns of what is made; by default those of the frames.
 
     Returns
     -------
@@ -195,8 +221,12 @@ def mapped(
     }
     collections: Any = [data, shared]
     graph = HighLevelGraph.from_collections(name, layer, collections)
-    made = da.Array(graph, name, data.chunks, dtype)  # type: ignore[no-untyped-call]
-    return xr.DataArray(made, coords.coords, DIMS)
+    chunks = data.chunks if shape is None else (data.chunks[0], *((size,) for size in shape))
+    made = da.Array(graph, name, chunks, dtype)  # type: ignore[no-untyped-call]
+    kept = (
+        coords if shape is None else coords.drop_vars([n for n, c in coords.variables.items() if "segment" in c.dims])
+    )
+    return xr.DataArray(made, kept.coords, DIMS, "pixels")
 
 
 def _blocks(coords: xr.Dataset, lengths: tuple[int, ...]) -> list[xr.Dataset]:

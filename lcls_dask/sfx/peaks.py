@@ -9,8 +9,11 @@ from dask.delayed import delayed
 
 from ..errors import ArgumentError
 from ..reduce.ragged import Ragged
-from .frames import as_float32, as_frames, block_coordinates, fits, ragged, whole_frames
+from .calibration import Calibration, prepared
+from .frames import as_float32, as_frames, block_coordinates, fits, present_of, ragged, told_of, whole_frames
 from .geometry.model import Geometry
+from .kernels.frames import Stages
+from .kernels.peaks import Panels, Peaks
 from .kernels.rings import Rings
 from .masks import good_pixels
 from .rings import rings_of
@@ -73,44 +76,48 @@ class Finder:
     Attributes
     ----------
     rings : Rings
-    panels : (panels, 5) int64
-    first_panel : (segments + 1,) int64
-        See `kernels.peaks.find_peaks`.
+    panels : Panels
     settings : Settings
+    stages : Stages or None
+        Of raw frames.
     """
 
     rings: Rings
-    panels: Array
-    first_panel: Array
+    panels: Panels
     settings: Settings
+    stages: Stages | None = None
 
     @classmethod
-    def of(cls, geometry: Geometry, mask: Array | None, settings: Settings) -> "Finder":
+    def of(cls, geometry: Geometry, mask: Array | None, settings: Settings, stages: Stages | None) -> "Finder":
         """Make one of a geometry; the mask is True for pixels that count."""
         bounds = sorted((p.segment, p.row0, p.row1, p.column0, p.column1) for p in geometry.panels)
         panels = np.array(bounds, np.int64).reshape(-1, 5)
         first = np.searchsorted(panels[:, 0], np.arange(geometry.shape[0] + 1))
-        return cls(rings_of(geometry, mask, settings.min_radius, settings.max_radius), panels, first, settings)
+        rings = rings_of(geometry, mask, settings.min_radius, settings.max_radius)
+        return cls(rings, Panels(panels, first), settings, stages)
 
-    def find(self, frames: Array) -> tuple[Array, dict[str, Array]]:
-        """Numbers of peaks (event, segment), and their columns, of (event, segment, row, column) float32."""
-        from .kernels.peaks import find_peaks as kernel
+    def find(self, values: Array, coords: xr.Dataset) -> tuple[Array, dict[str, Array]]:
+        """Numbers of peaks (event, segment), and their columns, of a block of frames."""
+        from .kernels.peaks import find_peaks, find_raw_peaks
 
-        told = self.settings
-        count = np.zeros(frames.shape[:2], np.int32)
-        parts: list[dict[str, Array]] = []
-        event, room = 0, 256 * len(frames) + 256
-        while event < len(frames):
-            columns = {name: np.empty(room, dtype) for name, (dtype, _, _) in _COLUMNS.items()}
-            event, peaks = kernel(
-                frames, self.rings, self.panels, self.first_panel, told.statistics == "full", told.min_snr,
-                told.threshold, told.min_pixels, told.max_pixels, 2 * told.background_radius, event, count,
-                *columns.values(),
-            )  # fmt: skip
-            parts.append({name: column[:peaks] for name, column in columns.items()})
+        settings = self.settings
+        told = settings.min_snr, settings.min_pixels, settings.max_pixels, 2 * settings.background_radius
+        common = self.rings, self.panels, settings.statistics == "full", settings.threshold, told
+        count = np.zeros(values.shape[:2], np.int32)
+        parts: list[Peaks] = []
+        event, room = 0, 256 * len(values) + 256
+        frames = as_float32(values, coords) if self.stages is None else np.ascontiguousarray(values)
+        present = present_of(coords, values.shape[:2])
+        while event < len(values):
+            out = Peaks(*(np.empty(room, dtype) for dtype, _, _ in _COLUMNS.values()))
+            if self.stages is None:
+                event, peaks = find_peaks(frames, *common, event, count, out)
+            else:
+                event, peaks = find_raw_peaks(frames, present, self.stages, *common, event, count, out)
+            parts.append(Peaks(*(column[:peaks] for column in out)))
             room *= 2  # one frame alone may need more than all the room
-        none = {name: np.empty(0, dtype) for name, (dtype, _, _) in _COLUMNS.items()}
-        return count, {name: np.concatenate([part[name] for part in parts or [none]]) for name in _COLUMNS}
+        parts = parts or [Peaks(*(np.empty(0, dtype) for dtype, _, _ in _COLUMNS.values()))]
+        return count, {name: np.concatenate([getattr(part, name) for part in parts]) for name in _COLUMNS}
 
 
 def find_peaks(
@@ -126,6 +133,7 @@ def find_peaks(
     max_radius: float = np.inf,
     mask: Any = None,
     statistics: str = "full",
+    calibration: Calibration | None = None,
 ) -> Ragged:
     """Find Bragg peaks.
 
@@ -156,6 +164,8 @@ def find_peaks(
         True, or 1, for pixels that count.
     statistics : {"full", "sampled"}
         Of all pixels of each ring, or of 100 of them, always the same, which is several times as fast.
+    calibration : Calibration, optional
+        The frames are raw, and calibrated first, in one pass: faster, and in less memory, than `calibrate`.
 
     Returns
     -------
@@ -191,8 +201,15 @@ def find_peaks(
     settings = Settings(
         threshold, min_snr, min_pixels, max_pixels, background_radius, min_radius, max_radius, statistics
     )
-    finder = delayed(Finder.of, pure=True)(geometry, good_pixels(mask, geometry.shape), settings)
-    return ragged(whole_frames(array), peaks_of_block, finder, empty_peaks(array, settings))
+    good = good_pixels(mask, geometry.shape)
+    told: dict[str, Any] = {}
+    stages = None
+    if calibration is not None:
+        stages, told = prepared(array, calibration), calibration.attributes()
+        array = array.assign_attrs(units=calibration.units)
+    finder = delayed(Finder.of, pure=True)(geometry, good, settings, stages)
+    array = whole_frames(array).assign_attrs(told)
+    return ragged(array, peaks_of_block, finder, empty_peaks(array, settings))
 
 
 def peaks_of_block(values: Array, coords: xr.Dataset, finder: Finder) -> xr.Dataset:
@@ -209,13 +226,11 @@ def peaks_of_block(values: Array, coords: xr.Dataset, finder: Finder) -> xr.Data
     -------
     xarray.Dataset
     """
-    count, columns = finder.find(as_float32(values, coords))
-    return peaks_dataset(count, columns, finder.settings, coords, coords.attrs.get("units", "1"))
+    count, columns = finder.find(values, coords)
+    return peaks_dataset(count, columns, finder.settings, coords)
 
 
-def peaks_dataset(
-    count: Array, columns: dict[str, Array], settings: Settings, coords: xr.Dataset, units: str
-) -> xr.Dataset:
+def peaks_dataset(count: Array, columns: dict[str, Array], settings: Settings, coords: xr.Dataset) -> xr.Dataset:
     """Peaks as CSR rows.
 
     Parameters
@@ -224,22 +239,21 @@ def peaks_dataset(
     columns : dict of str to (n,) array
     settings : Settings
     coords : xarray.Dataset
-    units : str
-        Of the frames.
+        Of the events; its attributes are `units`, of the frames, and what is to be told beside the settings.
 
     Returns
     -------
     xarray.Dataset
     """
     offset = np.concatenate([np.zeros(1, np.int64), np.cumsum(count.ravel(), dtype=np.int64)])
+    told = dict(coords.attrs)
+    units = told.pop("units", "1")
     made: dict[str, Any] = {
         "offset": ("row_edge", offset, {"units": "1", "long_name": "first peak of each (event, segment)"})
     }
     for name, (_, unit, words) in _COLUMNS.items():
         made[name] = ("peak", columns[name], {"units": unit or units, "long_name": words})
-    told = {
-        key: value for key, value in vars(settings).items() if key != "max_radius" or np.isfinite(settings.max_radius)
-    }
+    told |= {key: value for key, value in vars(settings).items() if key != "max_radius" or np.isfinite(value)}
     return xr.Dataset(made, attrs=told).assign_coords(block_coordinates(coords))
 
 
@@ -257,5 +271,5 @@ def empty_peaks(array: xr.DataArray, settings: Settings) -> xr.Dataset:
     xarray.Dataset
     """
     none = {name: np.empty(0, dtype) for name, (dtype, _, _) in _COLUMNS.items()}
-    units = str(array.attrs.get("units", "1"))
-    return peaks_dataset(np.zeros((0, array.sizes["segment"]), np.int32), none, settings, xr.Dataset(), units)
+    count = np.zeros((0, array.sizes["segment"]), np.int32)
+    return peaks_dataset(count, none, settings, xr.Dataset(attrs=told_of(array)))

@@ -1,9 +1,12 @@
 """From raw pixels to photons, and peaks of them, in one pass."""
 
 import math
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
+
+Array = np.ndarray[Any, np.dtype[Any]]
 
 #: Pixels that are calibrated together, where all are in the highest gain.
 BLOCK = 64
@@ -21,63 +24,78 @@ def _first_stage(raw, first):
     return together <= VALUE
 
 
-@njit(cache=True, nogil=True)
-def calibrate(raw, pedestal, factor, states, mask_bits, first, last, out):
-    """Values of some pixels of a frame.
+class Stages(NamedTuple):
+    """What calibrating needs.
 
-    Parameters
+    Attributes
     ----------
-    raw : (n,) uint16
     pedestal, factor : (stages, n) float32
         What is subtracted, and what the difference is multiplied by: NaN for pixels that do not count.
     states : (4,) int64
         Stage of gain that the two uppermost bits tell; -1 for none.
-    mask_bits : int
+    value_bits : int
         Bits of the value.
-    first, last : int
-        Half open.
-    out : (n,) float32
-        Out; NaN where there is no value.
+    bank : (int, int)
+        Rows and columns that share an amplifier, and so a common mode.
+    step : (int, int)
+        Rows and columns that it is taken of, within a bank.
+    limit : float
+        Pixels further from their pedestal than this do not count for it, nor does a larger one [ADU]; 0 for none.
     """
-    zero, one = pedestal[0], factor[0]
-    i = first
-    while i < last:
-        if i + BLOCK <= last and (mask_bits > VALUE or _first_stage(raw, i)):
-            for j in range(BLOCK):
-                k = np.uint64(i + j)
-                out[k] = (np.float32(raw[k]) - zero[k]) * one[k]
-            i += BLOCK
-            continue
-        for k in range(i, min(i + BLOCK, last)):
-            stage = states[raw[k] >> SHIFT]
-            if stage < 0:
-                out[k] = np.float32(math.nan)
-            else:
-                out[k] = (np.float32(raw[k] & mask_bits) - pedestal[stage, k]) * factor[stage, k]
-        i += BLOCK
+
+    pedestal: Array
+    factor: Array
+    states: Array
+    value_bits: int
+    bank: tuple[int, int]
+    step: tuple[int, int]
+    limit: float
 
 
 @njit(cache=True, nogil=True)
-def subtract_common_mode(raw, out, pedestal, factor, states, shape, bank, step, limit, scratch):
+def calibrate(raw, stages, out):
+    """Values of a frame.
+
+    Parameters
+    ----------
+    raw : (n,) uint16
+    stages : Stages
+    out : (n,) float32
+        Out; NaN where there is no value.
+    """
+    pedestal, factor = stages.pedestal[0], stages.factor[0]
+    for first in range(0, raw.size, BLOCK):
+        last = min(first + BLOCK, raw.size)
+        if last - first == BLOCK and (stages.value_bits > VALUE or _first_stage(raw, first)):
+            for j in range(BLOCK):
+                k = np.uint64(first + j)
+                out[k] = (np.float32(raw[k]) - pedestal[k]) * factor[k]
+            continue
+        for k in range(first, last):
+            stage = stages.states[raw[k] >> SHIFT]
+            if stage < 0:
+                out[k] = np.float32(math.nan)
+            else:
+                value = np.float32(raw[k] & stages.value_bits)
+                out[k] = (value - stages.pedestal[stage, k]) * stages.factor[stage, k]
+
+
+@njit(cache=True, nogil=True)
+def subtract_common_mode(raw, shape, stages, scratch, out):
     """Take the median of small values off every stretch of pixels that share an amplifier.
 
     Parameters
     ----------
     raw : (n,) uint16
-    out : (n,) float32
-        Calibrated; corrected in place.
-    pedestal, factor, states
-        See `calibrate`.
     shape : (int, int, int)
         Segments, rows, columns.
-    bank : (int, int)
-        Rows and columns that share one.
-    step : (int, int)
-        Rows and columns of a stretch, within a bank.
-    limit : float
-        Pixels further from their pedestal than this do not count, nor does a median [ADU].
-    scratch : (bank rows * columns,) float32
+    stages : Stages
+    scratch : (step rows * columns,) float32
+    out : (n,) float32
+        Calibrated; corrected in place.
     """
+    pedestal, factor, states, limit = stages.pedestal, stages.factor, stages.states, stages.limit
+    bank, step = stages.bank, stages.step
     segments, rows, columns = shape
     for segment in range(segments):
         for row0 in range(0, rows, step[0]):
@@ -106,25 +124,24 @@ def subtract_common_mode(raw, out, pedestal, factor, states, shape, bank, step, 
 
 
 @njit(cache=True, nogil=True)
-def calibrate_frames(raw, pedestal, factor, states, mask_bits, bank, step, limit, out):
+def calibrate_frame(raw, shape, stages, scratch, out):
+    """Values of a frame, without its common mode where there is a limit for it; see `subtract_common_mode`."""
+    calibrate(raw, stages, out)
+    if stages.limit > 0.0:
+        subtract_common_mode(raw, shape, stages, scratch, out)
+
+
+@njit(cache=True, nogil=True)
+def calibrate_frames(raw, stages, out):
     """Values of many frames.
 
     Parameters
     ----------
     raw : (events, segments, rows, columns) uint16
-    pedestal, factor, states, mask_bits
-        See `calibrate`.
-    bank, step, limit
-        See `subtract_common_mode`; no common mode where `limit` is 0.
+    stages : Stages
     out : (events, segments, rows, columns) float32
         Out.
     """
-    events, segments, rows, columns = raw.shape
-    scratch = np.empty(step[0] * step[1] if limit > 0.0 else 1, np.float32)
-    for event in range(events):
-        frame, values = raw[event].reshape(-1), out[event].reshape(-1)
-        calibrate(frame, pedestal, factor, states, mask_bits, 0, frame.size, values)
-        if limit > 0.0:
-            subtract_common_mode(
-                frame, values, pedestal, factor, states, (segments, rows, columns), bank, step, limit, scratch
-            )
+    scratch = np.empty(stages.step[0] * stages.step[1] if stages.limit > 0.0 else 1, np.float32)
+    for event in range(raw.shape[0]):
+        calibrate_frame(raw[event].reshape(-1), raw.shape[1:], stages, scratch, out[event].reshape(-1))

@@ -1,11 +1,15 @@
 """Peaks of a frame: connected pixels above the threshold of their ring, against the background about them."""
 
 import math
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
 
+from .frames import calibrate_frame
 from .rings import full, of_samples, room
+
+Array = np.ndarray[Any, np.dtype[Any]]
 
 #: Standard deviation of a background without pixels, or of pixels that are all alike.
 LEAST_SIGMA = 0.01
@@ -152,10 +156,62 @@ def _gather(k, behind, pixels, bounds, shape, members):
 
 
 @njit(cache=True, nogil=True)
-def find_peaks(
-    frames, rings, panels, first_panel, whole, min_snr, threshold, min_pixels, max_pixels, reach, first, count, fs, ss,
-    intensity, snr, pixels,
-):  # fmt: skip
+def _peaks_of(frame, shape, rings, panels, told, above, found, scratch, members, measured, count, out, peaks):
+    """Put the peaks of a frame behind those there are; how many there are then, -1 where there was no room."""
+    _, rows, columns = shape
+    min_snr, min_pixels, max_pixels, reach = told
+    strong = scratch.pixels[:above]
+    panel, parent, behind = np.empty(above, np.int32), np.empty(above, np.int32), np.empty(above, np.int32)
+    for k in range(above):
+        i = strong[k]
+        panel[k] = _panel_of(panels.bounds, panels.first, i // (rows * columns), i // columns % rows, i % columns)
+    connect(strong, panel, columns, parent, behind, np.empty(above, np.int32))
+    count[:] = 0
+    for k in range(above):
+        if parent[k] != k:
+            continue
+        bounds = panels.bounds[panel[k]]
+        size = _gather(k, behind, strong, bounds, (rows, columns), members)
+        if size < min_pixels or size > max_pixels:
+            continue
+        stands_out = _measure(frame, rings, found, bounds, (rows, columns), members[:size], reach, measured)
+        if not stands_out or measured[3] < min_snr:
+            continue
+        if peaks == out.fs.size:
+            return -1
+        out.fs[peaks], out.ss[peaks] = measured[0], measured[1]
+        out.intensity[peaks], out.snr[peaks], out.pixels[peaks] = measured[2], measured[3], size
+        count[bounds[0]] += 1
+        peaks += 1
+    return peaks
+
+
+class Panels(NamedTuple):
+    """Panels, by segment.
+
+    Attributes
+    ----------
+    bounds : (panels, 5) int64
+        Segment, first row and the one behind the last, first column and the one behind the last.
+    first : (segments + 1,) int64
+    """
+
+    bounds: Array
+    first: Array
+
+
+class Peaks(NamedTuple):
+    """Columns of peaks: float32, and int32 for pixels."""
+
+    fs: Array
+    ss: Array
+    intensity: Array
+    snr: Array
+    pixels: Array
+
+
+@njit(cache=True, nogil=True)
+def find_peaks(frames, rings, panels, whole, threshold, told, first, count, out):
     """Find the peaks of many frames.
 
     Parameters
@@ -163,61 +219,77 @@ def find_peaks(
     frames : (events, segments, rows, columns) float32
         Pixels that are no finite numbers do not count.
     rings : Rings
-    panels : (panels, 5) int64
-        Segment, first row and the one behind the last, first column and the one behind the last; by segment.
-    first_panel : (segments + 1,) int64
+    panels : Panels
     whole : bool
         Take statistics of all pixels, not of a sample.
-    min_snr, threshold : float
-    min_pixels, max_pixels, reach : int
-        Pixels of a peak, and radius of the disc of background.
+    threshold : float
+    told : (float, int, int, int)
+        Least signal to noise, fewest and most pixels of a peak, radius of the disc of background.
     first : int
         Event to begin at.
     count : (events, segments) int32
         Out: peaks of each segment.
-    fs, ss, intensity, snr : (capacity,) float32
-        Out.
-    pixels : (capacity,) int32
+    out : Peaks
         Out.
 
     Returns
     -------
     (event, peaks)
-        The event to begin at again, with peaks of all before it, where the capacity was too small; else all events.
+        The event to begin at again, with peaks of all before it, where there was no more room; else all events.
     """
-    events, _, rows, columns = frames.shape
-    shape = (rows, columns)
     found, scratch = room(rings)
-    members = np.empty(max_pixels, np.int32)
-    told = np.empty(4)
-    peaks = 0
-    for event in range(first, events):
-        frame, before = frames[event].reshape(-1), peaks
+    members, measured, peaks = np.empty(told[2], np.int32), np.empty(4), 0
+    for event in range(first, frames.shape[0]):
+        frame = frames[event].reshape(-1)
         if whole:
-            above = full(frame, rings, min_snr, threshold, found, scratch)
+            above = full(frame, rings, told[0], threshold, found, scratch)
         else:
-            above = of_samples(frame, rings, min_snr, threshold, found, scratch)
-        strong = scratch.pixels[:above]
-        panel, parent, behind = np.empty(above, np.int32), np.empty(above, np.int32), np.empty(above, np.int32)
-        for k in range(above):
-            i = strong[k]
-            panel[k] = _panel_of(panels, first_panel, i // (rows * columns), i // columns % rows, i % columns)
-        connect(strong, panel, columns, parent, behind, np.empty(above, np.int32))
-        count[event] = 0
-        for k in range(above):
-            if parent[k] != k:
-                continue
-            bounds = panels[panel[k]]
-            size = _gather(k, behind, strong, bounds, shape, members)
-            if size < min_pixels or size > max_pixels:
-                continue
-            stands_out = _measure(frame, rings, found, bounds, shape, members[:size], reach, told)
-            if not stands_out or told[3] < min_snr:
-                continue
-            if peaks == fs.size:
-                return event, before
-            fs[peaks], ss[peaks], intensity[peaks], snr[peaks] = told[0], told[1], told[2], told[3]
-            pixels[peaks] = size
-            count[event, bounds[0]] += 1
-            peaks += 1
-    return events, peaks
+            above = of_samples(frame, rings, told[0], threshold, found, scratch)
+        more = _peaks_of(
+            frame, frames.shape[1:], rings, panels, told, above, found, scratch, members, measured, count[event], out,
+            peaks,
+        )  # fmt: skip
+        if more < 0:
+            return event, peaks
+        peaks = more
+    return frames.shape[0], peaks
+
+
+@njit(cache=True, nogil=True)
+def find_raw_peaks(raw, present, stages, rings, panels, whole, threshold, told, first, count, out):
+    """Calibrate frames and find their peaks, without ever having more than one calibrated frame.
+
+    Parameters
+    ----------
+    raw : (events, segments, rows, columns) uint16
+    present : (events, segments) bool
+    stages : Stages
+    rings, panels, whole, threshold, told, first, count, out
+        See `find_peaks`.
+
+    Returns
+    -------
+    (event, peaks)
+        See `find_peaks`.
+    """
+    found, scratch = room(rings)
+    members, measured, peaks = np.empty(told[2], np.int32), np.empty(4), 0
+    shape = raw.shape[1:]
+    frame = np.empty(rings.ring.size, np.float32)
+    aside = np.empty(stages.step[0] * stages.step[1] if stages.limit > 0.0 else 1, np.float32)
+    for event in range(first, raw.shape[0]):
+        calibrate_frame(raw[event].reshape(-1), shape, stages, aside, frame)
+        for segment in range(shape[0]):
+            if not present[event, segment]:
+                frame[segment * shape[1] * shape[2] : (segment + 1) * shape[1] * shape[2]] = math.nan
+        if whole:
+            above = full(frame, rings, told[0], threshold, found, scratch)
+        else:
+            above = of_samples(frame, rings, told[0], threshold, found, scratch)
+        more = _peaks_of(
+            frame, shape, rings, panels, told, above, found, scratch, members, measured, count[event], out, peaks
+        )
+        if more < 0:
+            return event, peaks
+        peaks = more
+    return raw.shape[0], peaks

@@ -160,7 +160,9 @@ def powder(frames: Any, hits: Any = None) -> xr.Dataset:
     else:
         group = hits.data if isinstance(hits, xr.DataArray) else np.asarray(hits)
         if group.shape != (events,) or group.dtype != np.bool_:
-            raise ArgumentError(f"hits: is {group.dtype} of {group.shape}; a boolean for each of {events} events is wanted")
+            raise ArgumentError(
+                f"hits: is {group.dtype} of {group.shape}; a boolean for each of {events} events is wanted"
+            )
     if array.chunks is None and not hasattr(group, "dask"):
         chosen = group if hits is None else np.where(group, 0, 1)
         return reduction([(array.values, coords, chosen)])
@@ -187,9 +189,7 @@ def _lazily(
     wrap: Any = delayed(_grouped, pure=True)
     blocks = (
         (frames, coords.isel(event=slice(first, last), missing_dims="ignore"), wrap(part, hits))
-        for frames, part, first, last in zip(
-            array.data.to_delayed().ravel(), parts, edges[:-1], edges[1:], strict=True
-        )
+        for frames, part, first, last in zip(array.data.to_delayed().ravel(), parts, edges[:-1], edges[1:], strict=True)
     )
     result = reduction.lazily(blocks)
     several = 3 if hits else 1
