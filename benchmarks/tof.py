@@ -1,16 +1,22 @@
 """Time of flight: hits in waveforms and FEX windows, spectra and covariance, against peers and the memory's speed."""
 
 import importlib.util
+import logging
+import os
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import dask
 import numpy as np
 import xarray as xr
+from distributed import Client, LocalCluster
 from numba import njit
 
+import lcls_dask
 from lcls_dask import tof
 from lcls_dask.tof.covariance import Moments
 from lcls_dask.tof.hits import _of_waveforms
@@ -127,10 +133,16 @@ def _peers(setting: Setting, values: Array, ours: Timing) -> None:
     except ImportError:
         print("  SKIPPED: EXtra is not installed (pip install euxfel-extra)")
     else:
+        # as EXtra's find_edges calls them: trace by trace, into arrays that are there
+        room = {"edges": np.empty(400, np.float32), "amplitudes": np.empty(400, np.float32)}
         contenders["extra.signal.cfd"] = (
-            lambda: len(extra.cfd(positive.ravel(), THRESHOLD, DELAY, width=9, fraction=0.6)[0]), 30)  # fmt: skip
+            lambda: _loop(lambda row: range(extra.cfd(row, THRESHOLD, DELAY, 9, 0.6, **room)[2]), positive),
+            30,
+        )
         contenders["extra.signal.dled"] = (
-            lambda: len(extra.dled(positive.ravel(), THRESHOLD, 0.6, width=9)[0]), 15)  # fmt: skip
+            lambda: _loop(lambda row: range(extra.dled(row, THRESHOLD, 0.6, 9, **room)[2]), positive),
+            15,
+        )
     for name, (work, reach) in contenders.items():
         try:
             work()
@@ -215,6 +227,48 @@ def histogram(setting: Setting) -> None:
         ratio(f"hits/s histogrammed over {name}", timings[name], timings["hits"])
 
 
+def _spectrum(path: Path, part: slice, baseline: Array) -> xr.DataArray:
+    """Hits of some events, counted by time: not computed yet."""
+    node = lcls_dask.open_run(path).dataset(group="/hsd", chunks=None, events=part)
+    hits = tof.find_hits(tof.windows(node, events=4096), threshold=60, baseline=baseline)
+    return tof.tof_spectrum(hits, np.arange(0, 400, 0.5))
+
+
+def _bare(path: Path, part: slice, baseline: Array) -> Array:
+    with dask.config.set(scheduler="synchronous"):
+        return np.asarray(_spectrum(path, part, baseline))
+
+
+def disk(setting: Setting) -> None:
+    """A whole run from disk on two workers, against two bare processes that do the same to half of it each."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, range(os.cpu_count() or 1))
+    events, path = setting.size(60_000, 600), setting.directory / "run"
+    lcls_dask.simulate(path, "tof", events=events, seed=1)
+    node = lcls_dask.open_run(path).dataset(group="/hsd", chunks=None)
+    baseline = tof.baseline_of(tof.windows(node, waveforms=True)).values
+    halves = slice(0, events // 2), slice(events // 2, events)
+    cluster = LocalCluster(
+        n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0",
+        silence_logs=logging.ERROR,
+    )  # fmt: skip
+    with ProcessPoolExecutor(2, get_context("spawn")) as pool, cluster, Client(cluster):
+
+        def bare() -> Array:
+            return sum(pool.map(_bare, (path, path), halves, (baseline, baseline)), np.zeros(()))
+
+        def workers() -> Array:
+            return np.asarray(_spectrum(path, slice(None), baseline))
+
+        assert (bare() == workers()).all()  # and all is compiled
+        timings = interleaved(setting.repeats, {"two Dask workers": workers, "two bare processes": bare})
+    os.sched_setaffinity(0, cores)
+    for name, timing in timings.items():
+        show(f"run from disk, {name}", timing, events=events, size=sum(f.stat().st_size for f in path.glob("*.xtc2")))
+    ratio("events/s of two workers over two bare processes", timings["two bare processes"],
+          timings["two Dask workers"], 0.9, at_least=True)  # fmt: skip
+
+
 def run(setting: Setting) -> None:
     """Measure."""
     values, base, pulses = waveforms(setting.size(2000, 20))
@@ -223,3 +277,4 @@ def run(setting: Setting) -> None:
     del values
     covariance(setting)
     histogram(setting)
+    disk(setting)
