@@ -25,7 +25,7 @@ help:
 $(VENV)/.installed: pyproject.toml Makefile
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[plot,hdf5,test,lint]'
+	$(BIN)/python -m pip install --quiet --editable '.[plot,hdf5,sfx,test,lint]'
 	touch $@
 
 # What pip alone cannot bring is wanted, never required. A file records why one is absent, and is empty where it is

@@ -9,49 +9,87 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .calibration import Calibration, calibrate
+    from .cell import Cell, as_cell, read_cell
     from .constants.files import read_constants
     from .constants.model import Constants, PixelConstants
     from .cxi import write_cxi
+    from .figures import figures_of_merit
+    from .files import write_hkl, write_mtz
     from .geometry.files import read_geometry, write_geometry
     from .geometry.model import Geometry, Panel
     from .hits import find_hits
+    from .indexing import fit_threshold, index
+    from .integration import integrate, predict
+    from .merging import merge
+    from .orientations import read_orientations, write_orientations
     from .patterns import powder
     from .peaks import find_peaks
     from .radial import azimuthal_integrate
+    from .stream import read_stream, write_stream
 
 # imported when first used: numba and xarray take a second
 _LAZY = {
     "Calibration": "calibration",
+    "Cell": "cell",
     "Constants": "constants.model",
     "Geometry": "geometry.model",
     "Panel": "geometry.model",
     "PixelConstants": "constants.model",
+    "as_cell": "cell",
     "azimuthal_integrate": "radial",
     "calibrate": "calibration",
+    "figures_of_merit": "figures",
     "find_hits": "hits",
     "find_peaks": "peaks",
+    "fit_threshold": "indexing",
+    "index": "indexing",
+    "integrate": "integration",
+    "merge": "merging",
     "powder": "patterns",
+    "predict": "integration",
+    "read_cell": "cell",
     "read_constants": "constants.files",
     "read_geometry": "geometry.files",
+    "read_orientations": "orientations",
+    "read_stream": "stream",
     "write_cxi": "cxi",
     "write_geometry": "geometry.files",
+    "write_hkl": "files",
+    "write_mtz": "files",
+    "write_orientations": "orientations",
+    "write_stream": "stream",
 }
 
 __all__ = [
     "Calibration",
+    "Cell",
     "Constants",
     "Geometry",
     "Panel",
     "PixelConstants",
+    "as_cell",
     "azimuthal_integrate",
     "calibrate",
+    "figures_of_merit",
     "find_hits",
     "find_peaks",
+    "fit_threshold",
+    "index",
+    "integrate",
+    "merge",
     "powder",
+    "predict",
+    "read_cell",
     "read_constants",
     "read_geometry",
+    "read_orientations",
+    "read_stream",
     "write_cxi",
     "write_geometry",
+    "write_hkl",
+    "write_mtz",
+    "write_orientations",
+    "write_stream",
 ]
 
 

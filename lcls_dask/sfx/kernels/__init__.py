@@ -1,1 +1,1 @@
-"""Compiled loops over pixels."""
+"""The compiled loops of serial crystallography: no xarray, no Dask."""
