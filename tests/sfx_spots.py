@@ -1,5 +1,6 @@
 """Spots of stills with known lattices, and of frames without any, as scattering vectors."""
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -41,19 +42,27 @@ def scattering(xy: Array, distance: float = DISTANCE) -> Array:
     return (place / np.linalg.norm(place, axis=1)[:, None] - [0, 0, 1]) / WAVELENGTH
 
 
+@lru_cache(maxsize=8)
+def _indices(cell: Cell, limit: float) -> Array:
+    """Indices of the reduced lattice up to a limit of 1/d, (n, 3) float64."""
+    axes = cell.primitive
+    most = [int(limit * np.linalg.norm(axis)) + 1 for axis in axes]
+    hkl = np.stack(np.meshgrid(*(np.arange(-m, m + 1.0) for m in most), indexing="ij"), -1).reshape(-1, 3)
+    return hkl[((hkl @ np.linalg.inv(axes).T) ** 2).sum(axis=1) < limit**2]
+
+
 def lattice_xy(random: np.random.Generator, cell: Cell, count: int) -> tuple[Array, Array]:
     """Places [pixel] of the strongest `count` spots of a crystal, and its true reciprocal axes of the reduced cell."""
     axes = cell.primitive @ np.diag(1 + STRAIN * random.uniform(-1, 1, 3)) @ rotation(random).T
     star = np.linalg.inv(axes).T
     limit = 2 * np.sin(0.5 * np.arctan(HALF * PIXEL / DISTANCE)) / WAVELENGTH
-    most = [int(limit * np.linalg.norm(axis) * 1.02) + 1 for axis in axes]
-    hkl = np.stack(np.meshgrid(*(np.arange(-m, m + 1) for m in most), indexing="ij"), -1).reshape(-1, 3)
-    q = hkl @ star
+    q = _indices(cell, 1.02 * limit) @ star
+    # a node's distance from the Ewald sphere, nearly
+    q = q[np.abs(q[:, 2] + (q**2).sum(axis=1) * (WAVELENGTH / 2)) < 5 * EXCITATION]
     square = (q**2).sum(axis=1)
+    q, square = q[(square > 0) & (square < limit**2)], square[(square > 0) & (square < limit**2)]
     beam = q + np.array([0, 0, 1 / WAVELENGTH])
     miss = np.linalg.norm(beam, axis=1) - 1 / WAVELENGTH
-    near = (square > 0) & (square < limit**2) & (np.abs(miss) < 4 * EXCITATION)
-    square, beam, miss = square[near], beam[near], miss[near]
     strength = random.exponential(size=len(beam)) * np.exp(-0.5 * (B_FACTOR * square + (miss / EXCITATION) ** 2))
     xy = beam[:, :2] / beam[:, 2:] * DISTANCE / PIXEL
     strength[(np.abs(xy) > HALF).any(axis=1) | (np.hypot(*xy.T) < 30)] = -1

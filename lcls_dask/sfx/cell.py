@@ -161,10 +161,11 @@ def as_cell(cell: Any, space_group: str | None = None) -> Cell:
     elif isinstance(cell, Cell):
         found = cell
     else:
-        values = np.asarray(cell, np.float64).ravel().tolist() if not hasattr(cell, "parameters") else cell.parameters
-        if len(values) != 6:
-            raise ArgumentError(f"cell: six numbers are wanted, a b c alpha beta gamma, not {len(values)}")
-        return Cell(tuple(values), space_group or "P 1")
+        try:
+            a, b, c, alpha, beta, gamma = map(float, getattr(cell, "parameters", cell))
+        except (TypeError, ValueError):
+            raise ArgumentError(f"cell {cell!r}: six numbers are wanted, a b c alpha beta gamma, or a file") from None
+        return Cell((a, b, c, alpha, beta, gamma), space_group or "P 1")
     if space_group is None:
         return found
     made = Cell(found.parameters, space_group)
