@@ -8,8 +8,8 @@ import xarray as xr
 
 from ..errors import ArgumentError, FormatError, RunNotFoundError
 from .cell import as_cell, lattice_words
+from .crystals import crystals_dataset
 from .files import whole_file
-from .indexing import crystals_dataset
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

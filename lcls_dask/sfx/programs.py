@@ -17,8 +17,8 @@ import xarray as xr
 
 from ..errors import ArgumentError, FormatError, UnsupportedError
 from .cell import Cell
+from .crystals import crystals_dataset, spots_of, with_events
 from .geometry.model import EV_ANGSTROM, Geometry
-from .indexing import crystals_dataset, spots_of, with_events
 from .stream import cell_text, read_stream
 
 Array = np.ndarray[Any, np.dtype[Any]]

@@ -14,9 +14,9 @@ import xarray as xr
 
 from ..errors import ArgumentError, FormatError, RunNotFoundError
 from .cell import Cell, as_cell, cell_of_text, lattice_words
+from .crystals import crystals_dataset, parameters_of
 from .files import whole_file
 from .geometry.model import Geometry
-from .indexing import crystals_dataset, parameters_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
