@@ -9,7 +9,7 @@ from . import timing
 
 NAMES = (
     *("hsd", "jungfrau", "opening", "index", "random_access", "scalars", "importing"),
-    *("gateway", "remote", "passthrough", "lclstreamer", "tiled", "cluster", "tof", "sfx"),
+    *("gateway", "remote", "passthrough", "lclstreamer", "tiled", "cluster", "tof", "sfx", "indexing"),
 )
 
 

@@ -24,6 +24,7 @@ RATIOS = {
     "lclstreamer": ["throughput over LCLStreamer's path"],
     "tiled": ["throughput over tiled's"],
     "cluster": ["tiny tasks, speed of guarded over stock", "tasks for each block of 64 MiB", "reads stubbed"],
+    "indexing": ["frames a second on one core"],
     "tof": ["bandwidth of cfd over reading once", "waveforms/s of cfd over psana's PyCFD"],
     "sfx": ["apart over one pass, full", "frames/s, full, over psana"],
 }

@@ -131,7 +131,7 @@ def merge(
         Rounds of scaling; 0 for none. A crystal that goes against the mean has no scale and is left out.
     reject : float, optional
         A measurement further than this from the mean of the others, in their standard deviations, is left out, where
-        there are three others.
+        there are three others. Two wild ones of the same reflection hide each other.
     anomalous : bool
         Whether h, k, l and -h, -k, -l are two reflections.
     weights : {"equal", "sigma"}
