@@ -1,19 +1,15 @@
 """Crystallography: indexing by a known cell against DIALS, how its cost grows, integration and merging."""
 
 import shutil
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from lcls_dask import sfx
+from tests import sfx_spots as spots
 
 from .timing import Setting, Timing, compare, interleaved, show
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-import sfx_spots as spots
 
 Array = np.ndarray[Any, Any]
 
