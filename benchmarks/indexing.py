@@ -1,4 +1,4 @@
-"""Crystallography: indexing by a known cell against DIALS, how its cost grows, integration and merging."""
+"""Crystallography: indexing by a known cell against DIALS, and how its cost grows with spots and cell."""
 
 import shutil
 from typing import Any

@@ -50,7 +50,7 @@ class Cell:
     --------
     >>> cell = Cell((79.1, 79.1, 37.9, 90, 90, 90), "P 43 21 2")
     >>> cell.centring, round(cell.volume), len(cell.rotations)
-    ('P', 237137, 8)
+    ('P', 237133, 8)
     """
 
     parameters: tuple[float, float, float, float, float, float]

@@ -89,9 +89,12 @@ def index(
 
     Examples
     --------
-    >>> h = np.stack(np.meshgrid(*[np.arange(-6, 7)] * 3), -1).reshape(-1, 3) / [79.1, 79.1, 37.9]
-    >>> on_sphere = abs(np.linalg.norm(h + [0, 0, 1 / 1.3], axis=1) - 1 / 1.3) < 3e-4
-    >>> crystals = index(h[on_sphere], (79.1, 79.1, 37.9, 90, 90, 90), "lattice", space_group="P 43 21 2")
+    >>> hkl = np.stack(np.meshgrid(*[np.arange(-12, 13)] * 3), -1).reshape(-1, 3)
+    >>> cos, sin = np.cos(0.4), np.sin(0.4)
+    >>> turn = np.array([[cos, 0, sin], [0, 1, 0], [-sin, 0, cos]]) @ [[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]]
+    >>> q = hkl / [79.1, 79.1, 37.9] @ turn
+    >>> on_sphere = abs(np.linalg.norm(q + [0, 0, 1 / 1.3], axis=1) - 1 / 1.3) < 3e-4
+    >>> crystals = index(q[on_sphere], (79.1, 79.1, 37.9, 90, 90, 90), space_group="P 43 21 2")
     >>> crystals.sizes["crystal"], crystals["cell"].values.round().tolist()
     (1, [[79.0, 79.0, 38.0, 90.0, 90.0, 90.0]])
     """
