@@ -1,6 +1,7 @@
 """Indexing: orientations against the truth, frames without a crystal, real spots, several lattices, bad input."""
 
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -223,12 +224,15 @@ def test_bad_arguments() -> None:
     for arguments, words in (
         ({"method": "magic"}, "there is no method"),
         ({"lattices": 0}, "at least one"),
+        ({"lattices": 1000}, "at most a hundred"),
         ({"threshold": np.nan}, "a number"),
         ({"photon_energy": -1.0}, "above zero"),
         ({"surely": True}, "no option"),
     ):
         with pytest.raises(ArgumentError, match=words):
             sfx.index(q, cell, **arguments)
+    with pytest.raises(ArgumentError, match="wanted in 1/Angstrom"):
+        sfx.index(np.full((20, 3), 1e9), cell)
     with pytest.raises(ArgumentError, match="scattering vectors"):
         sfx.index(np.zeros(5), cell)
     with pytest.raises(ArgumentError, match="give geometry="):
@@ -272,6 +276,45 @@ def test_programs_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     for method, words in (("dials", "apt-get install dials"), ("indexamajig", "needs CrystFEL")):
         with pytest.raises(UnsupportedError, match=words):
             sfx.index(q, spots.CELLS["lysozyme"], method)
+
+
+#: Stands in for CrystFEL, which has no package here: looks at what it is given, and answers as a stream.
+INDEXAMAJIG = """#!{python}
+import sys, h5py, numpy as np
+given = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+assert sys.argv[-1] == "--extra" and "--peaks=cxi" in sys.argv and open("files.lst").read() == "spots.cxi\\n"
+geometry, cell = open(given["-g"]).read(), open(given["-p"]).read()
+assert "clen = 0.1" in geometry and "res = 20000.0" in geometry and "lattice_type = tetragonal" in cell
+with h5py.File("spots.cxi") as file:
+    count = file["entry_1/result_1/nPeaks"][:]
+    x, y = (file["entry_1/result_1/peak" + axis + "PosRaw"][1, : count[1]] for axis in "XY")
+    energy = file["LCLS/photon_energy_eV"][1]
+    assert file["entry_1/data_1/data"].shape == (2, 8000, 8000)
+xy = (np.stack([x, y], axis=1) + 0.5 - 4000) * 0.05
+np.save("{seen}", np.concatenate([xy, np.full((len(xy), 1), 100)], axis=1))
+star = "".join(name + "star = 0.1 0.2 " + str(i) + " nm^-1\\n" for i, name in enumerate("abc"))
+crystal = "--- Begin crystal\\n" + star.replace("bstar = 0.1", "bstar = 0.7") + "--- End crystal\\n"
+chunk = "----- Begin chunk -----\\nEvent: //{{}}\\n{{}}----- End chunk -----\\n"
+open(given["-o"], "w").write("CrystFEL stream format 2.3\\n" + chunk.format(1, crystal) + chunk.format(0, ""))
+"""
+
+
+def test_what_indexamajig_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program, seen = tmp_path / "indexamajig", tmp_path / "seen.npy"
+    program.write_text(INDEXAMAJIG.format(python=sys.executable, seen=seen))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    random, cell = np.random.default_rng(0), spots.CELLS["lysozyme"]
+    frames = [spots.still(random, cell, count)[0] for count in (10, 20)]
+    crystals = sfx.index(as_frames(frames), cell, "indexamajig", arguments="--extra")
+    assert np.diff(crystals["offset"]).tolist() == [0, 1]
+    np.testing.assert_allclose(crystals["matrix"][0, :, 0], [0.01, 0.07, 0.01])
+    place = np.load(seen)
+    q = (place / np.linalg.norm(place, axis=1)[:, None] - [0, 0, 1]) / spots.WAVELENGTH
+    np.testing.assert_allclose(q, frames[1], atol=1e-6)
+    program.write_text("#!/bin/sh\necho it does not work >&2\nexit 3\n")
+    with pytest.raises(FormatError, match="exit status 3: it does not work"):
+        sfx.index(as_frames(frames), cell, "indexamajig")
 
 
 @pytest.mark.long

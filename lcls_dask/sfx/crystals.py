@@ -12,6 +12,9 @@ from .lattice import wavelengths
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
+#: Scattering vectors are shorter than this [1/Angstrom].
+_LARGEST = 10.0
+
 _WORDS = {
     "offset": ("1", "first crystal of each event"),
     "matrix": ("1/Angstrom", "reciprocal axes a*, b*, c* in the laboratory"),
@@ -84,6 +87,9 @@ def spots_of(peaks: xr.Dataset, geometry: Geometry | None, photon_energy: Any) -
         energy = geometry.photon_energy
     if "q" in peaks:
         q = peaks["q"].values.astype(np.float64)
+        largest = float(np.abs(q[np.isfinite(q)]).max(initial=0.0))
+        if largest > _LARGEST:
+            raise ArgumentError(f"q: reaches {largest:g}, and no X-rays scatter so far; it is wanted in 1/Angstrom")
         if energy is None:
             fine = np.isfinite(q).all(axis=1)
             kept = np.concatenate([[0], np.cumsum(fine)])[offset]

@@ -101,10 +101,10 @@ def index(
     known = as_cell(cell, space_group)
     if method not in METHODS:
         raise ArgumentError(f"there is no method {method!r}; choose from {', '.join(METHODS)}")
-    if not (lattices >= 1 and fewest >= 4 and np.isfinite(threshold)):
+    if not (1 <= lattices <= 100 and fewest >= 4 and np.isfinite(threshold)):
         raise ArgumentError(
-            f"lattices={lattices}, fewest={fewest}, threshold={threshold}: at least one lattice, "
-            "four spots and a number are wanted"
+            f"lattices={lattices}, fewest={fewest}, threshold={threshold}: at least one lattice and at most a hundred, "
+            "at least four spots, and a number are wanted"
         )
     if method == "lattice" and options:
         raise ArgumentError(f"{sorted(options)[0]}= is no option of the built-in method")

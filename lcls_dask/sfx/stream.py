@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+import dask
 import numpy as np
 import xarray as xr
 
 from ..errors import ArgumentError, FormatError, RunNotFoundError
+from ..reduce.ragged import Ragged
 from .cell import Cell, as_cell, cell_of_text, lattice_words
 from .crystals import crystals_dataset, parameters_of
 from .files import whole_file
@@ -250,9 +252,9 @@ def _stream(found: _Columns, cell: Cell | None, geometry: Geometry | None) -> St
 
 def write_stream(
     path: str | Path,
-    crystals: xr.Dataset,
-    reflections: xr.Dataset,
-    peaks: xr.Dataset | None = None,
+    crystals: "xr.Dataset | Ragged",
+    reflections: "xr.Dataset | Ragged",
+    peaks: "xr.Dataset | Ragged | None" = None,
     *,
     geometry: Geometry | None = None,
     geometry_text: str = "",
@@ -263,11 +265,11 @@ def write_stream(
     Parameters
     ----------
     path : str or Path
-    crystals : xarray.Dataset
-        What `index` gave, or `read_stream`.
-    reflections : xarray.Dataset
+    crystals : xarray.Dataset or Ragged
+        What `index` gave, or `read_stream`. A Ragged is computed.
+    reflections : xarray.Dataset or Ragged
         Of these crystals: what `integrate` gave.
-    peaks : xarray.Dataset, optional
+    peaks : xarray.Dataset or Ragged, optional
         Of these events: what `find_peaks` gave.
     geometry : Geometry, optional
         That of `segment`, `fs` and `ss`; without it these are places in the slab, as `read_stream` gives them.
@@ -287,6 +289,19 @@ def write_stream(
     --------
     >>> write_stream("run5.stream", crystals, reflections)  # doctest: +SKIP
     """
+    found, spots, seen = dask.compute(crystals, reflections, peaks)  # type: ignore[attr-defined,no-untyped-call]
+    _write(Path(path), found, spots, seen, geometry, geometry_text, filename)
+
+
+def _write(
+    path: Path,
+    crystals: xr.Dataset,
+    reflections: xr.Dataset,
+    peaks: xr.Dataset | None,
+    geometry: Geometry | None,
+    geometry_text: str,
+    filename: str,
+) -> None:
     offset, rows = crystals["offset"].values, reflections["offset"].values
     if len(rows) - 1 != crystals.sizes["crystal"]:
         raise ArgumentError(f"reflections: are of {len(rows) - 1} crystals, and there are {crystals.sizes['crystal']}")
@@ -307,7 +322,7 @@ def write_stream(
             file.write(f"----- Begin unit cell -----\n{cell_text(cell)}----- End unit cell -----\n")
         for event in range(events):
             file.write("----- Begin chunk -----\n")
-            _write_frame(file, crystals, event, filename)
+            _write_frame(file, crystals, event, filename, None if geometry is None else geometry.photon_energy)
             if peaks is not None and peak is not None and peak_edges is not None:
                 _write_peaks(file, peaks, slice(peak_edges[event], peak_edges[event + 1]), peak)
             for number in range(offset[event], offset[event + 1]):
@@ -361,7 +376,7 @@ def _at(crystals: xr.Dataset, name: str, event: int, otherwise: Any) -> Any:
     return crystals[name].values[event] if name in crystals.coords else otherwise
 
 
-def _write_frame(file: TextIO, crystals: xr.Dataset, event: int, filename: str) -> None:
+def _write_frame(file: TextIO, crystals: xr.Dataset, event: int, filename: str, photon_energy: float | None) -> None:
     edges = crystals["offset"].values
     some = int(edges[event + 1] - edges[event])
     file.write(f"Image filename: {_at(crystals, 'filename', event, filename or 'frames.cxi')}\n")
@@ -371,7 +386,7 @@ def _write_frame(file: TextIO, crystals: xr.Dataset, event: int, filename: str) 
     file.write(f"hit = {int(_at(crystals, 'hit', event, some > 0))}\n")
     by = _at(crystals, "indexed_by", event, "lcls_dask-lattice" if some else "none")
     file.write(f"indexed_by = {by}\n")
-    energy = _at(crystals, "photon_energy", event, np.nan)
+    energy = _at(crystals, "photon_energy", event, np.nan if photon_energy is None else photon_energy)
     file.write(f"photon_energy_eV = {energy:.6f}\n" if np.isfinite(energy) else "")
 
 
