@@ -72,7 +72,7 @@ def peaks(setting: Setting, detector: Geometry, values: Array) -> None:
     none = xr.Dataset()
     contenders: dict[str, Callable[[], object]] = {
         "reading the frames once": lambda: values.max(),
-        **{f"find_peaks, {name}": lambda finder=finder: finder.find(values, none)[0] for name, finder in finders.items()},
+        **{f"find_peaks, {name}": lambda one=one: one.find(values, none)[0] for name, one in finders.items()},
     }
     psana = _psana(detector)
     if psana is None:
@@ -138,7 +138,7 @@ def powders(setting: Setting, values: Array) -> None:
 
     def ours() -> None:
         for _ in range(count // len(values)):
-            add_frames(flat, group, False, *part)
+            add_frames(flat, group, *part)
 
     def peer() -> None:
         for number in range(count):

@@ -409,3 +409,60 @@ def test_the_face_is_light_and_complete() -> None:
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = sfx.nothing
     assert lcls_dask.sfx is sfx
+
+
+# --- constants of dark runs
+
+
+def test_dark_frames_give_pedestals_noise_and_bad_pixels() -> None:
+    random, shape = np.random.default_rng(0), (2, 64, 48)
+    truth, noise = random.normal(2700, 80, (3, *shape)), np.array([4.0, 9.0, 12.0])
+    runs, there = [], np.ones((40, 2), bool)
+    there[5, 1] = False
+    for stage, bits in enumerate((0, 1, 3)):
+        frames = np.rint(truth[stage] + noise[stage] * random.standard_normal((40, *shape))).astype(np.uint16)
+        if stage == 0:
+            frames[:, 0, 3, 4] = 2600  # dead
+            frames[:, 1, 7, 8] = random.integers(0, 16000, 40)  # noisy
+            frames[:, 1, 9, 9] = (8000 + random.normal(0, 4, 40)).astype(np.uint16)
+        frames |= np.uint16(bits << 14)
+        frames[~there] = 0
+        array = xr.DataArray(frames, {"present": (("event", "segment"), there)}, ("event", "segment", "row", "column"))
+        runs.append(array.chunk(event=7) if stage == 1 else array)
+    derived = sfx.derive_constants(runs)
+    good = derived["pixel_status"].values[0] == 0
+    np.testing.assert_array_equal(np.argwhere(~good), [[0, 3, 4], [1, 7, 8], [1, 9, 9]])
+    for stage in range(3):
+        error = (derived["pedestals"].values[stage] - truth[stage])[good]
+        assert error.std() == pytest.approx(np.hypot(noise[stage], 0.29) / np.sqrt(40), rel=0.1)
+        assert np.median(derived["rms"].values[stage]) == pytest.approx(noise[stage], rel=0.05)
+    assert derived["frames"].values[0, 1, 0, 0] == 39
+    only = sfx.derive_constants(runs[:1])
+    assert np.isnan(only["pedestals"].values[1:]).all()
+    assert not only["pixel_status"].values[1:].any()
+    with pytest.raises(ArgumentError, match="no dark frames"):
+        sfx.derive_constants([])
+    with pytest.raises(ArgumentError, match="one detector is wanted"):
+        sfx.derive_constants([runs[0], runs[0][:, :1]])
+
+
+def test_constants_by_the_command_line_of_a_simulated_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from lcls_dask.cli import main
+
+    lcls_dask.simulate(tmp_path / "run", "sfx", events=12, seed=3)
+    call = ["sfx", "darks", str(tmp_path / "run"), "--out", str(tmp_path / "darks.h5")]
+    assert main([*call, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["ranges"][0]["frames"] >= 11
+    read = sfx.read_constants(tmp_path / "darks.h5").of_run(1)
+    import zarr
+
+    store = zarr.open_group(tmp_path / "run" / "truth.zarr", mode="r")
+    # water and air scatter into these, so that they are no more than near; hot pixels are bad
+    assert np.median(abs(read.pedestal[0] - np.asarray(store["pedestal"]))) < 60
+    assert read.bad is not None
+    assert read.bad[tuple(np.asarray(store["hot_pixels"]).T)].mean() > 0.95
+    assert main(call) == 1
+    assert "is there already" in capsys.readouterr().err
+    assert main(["sfx", "darks", str(tmp_path / "none"), "--out", str(tmp_path / "b.h5")]) == 1
+    assert not (tmp_path / "b.h5").exists()

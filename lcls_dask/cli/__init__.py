@@ -18,6 +18,7 @@ from .info import info
 from .issue import issue
 from .ls import ls
 from .serve import serve
+from .sfx import sfx
 from .simulate import simulate
 from .tof import tof
 from .token import token
@@ -36,7 +37,7 @@ def lcls_dask(debug: bool) -> None:
     """
 
 
-for _command in (info, ls, validate, simulate, tof, export, doctor, demo, serve, identity, token, issue):
+for _command in (info, ls, validate, simulate, tof, sfx, export, doctor, demo, serve, identity, token, issue):
     lcls_dask.add_command(_command)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .calibration import Calibration, calibrate
     from .cell import Cell, as_cell, read_cell
+    from .constants.darks import derive_constants, write_constants
     from .constants.files import read_constants
     from .constants.model import Constants, PixelConstants
     from .cxi import write_cxi
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from .patterns import powder
     from .peaks import find_peaks
     from .radial import azimuthal_integrate
+    from .runs import frames_of
     from .stream import read_stream, write_stream
 
 # imported when first used: numba and xarray take a second
@@ -38,10 +40,12 @@ _LAZY = {
     "as_cell": "cell",
     "azimuthal_integrate": "radial",
     "calibrate": "calibration",
+    "derive_constants": "constants.darks",
     "figures_of_merit": "figures",
     "find_hits": "hits",
     "find_peaks": "peaks",
     "fit_threshold": "indexing",
+    "frames_of": "runs",
     "index": "indexing",
     "integrate": "integration",
     "merge": "merging",
@@ -52,6 +56,7 @@ _LAZY = {
     "read_geometry": "geometry.files",
     "read_orientations": "orientations",
     "read_stream": "stream",
+    "write_constants": "constants.darks",
     "write_cxi": "cxi",
     "write_geometry": "geometry.files",
     "write_hkl": "files",
@@ -70,10 +75,12 @@ __all__ = [
     "as_cell",
     "azimuthal_integrate",
     "calibrate",
+    "derive_constants",
     "figures_of_merit",
     "find_hits",
     "find_peaks",
     "fit_threshold",
+    "frames_of",
     "index",
     "integrate",
     "merge",
@@ -84,6 +91,7 @@ __all__ = [
     "read_geometry",
     "read_orientations",
     "read_stream",
+    "write_constants",
     "write_cxi",
     "write_geometry",
     "write_hkl",

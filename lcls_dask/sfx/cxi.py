@@ -134,7 +134,7 @@ def _blocks(array: xr.DataArray, ragged: Ragged) -> Iterator[tuple[int, int, Arr
     """Frames and peaks of each block of events: what both are made of is computed once."""
     lengths = array.chunks[0] if array.chunks else ()
     edges = np.concatenate([[0], np.cumsum(lengths)]).tolist()
-    whole = None if ragged.events == tuple(lengths) else ragged.compute()
+    whole = None if ragged.events == tuple(lengths) else ragged.compute()  # type: ignore[no-untyped-call]
     delayed = array.data.to_delayed().ravel()
     together: Any = compute
     for number, (first, last) in enumerate(pairwise(edges)):

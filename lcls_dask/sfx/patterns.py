@@ -19,7 +19,7 @@ Part = tuple[Array, Array, Array, Array, Array]
 
 
 def _sum(values: Array, coords: xr.Dataset, group: Array, several: int) -> Part:
-    from .kernels.powder import add_frames
+    from .kernels.powder import add_frames, add_whole_frames
 
     if values.dtype.kind == "f" or not present_of(coords, values.shape[:2]).all():
         values = as_float32(values, coords)
@@ -31,7 +31,8 @@ def _sum(values: Array, coords: xr.Dataset, group: Array, several: int) -> Part:
         np.zeros((several, n)),
         np.full((several, n), -np.inf, np.float32),
     )
-    add_frames(np.ascontiguousarray(values).reshape(len(values), n), group, values.dtype.kind != "f", *part)
+    add = add_frames if values.dtype.kind == "f" else add_whole_frames
+    add(np.ascontiguousarray(values).reshape(len(values), n), group, *part)
     frames = np.bincount(group[group >= 0], minlength=several)
     count, total, square, most = (one.reshape(several, *shape) for one in part)
     return count, total, square, most, frames

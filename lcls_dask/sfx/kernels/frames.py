@@ -53,31 +53,37 @@ class Stages(NamedTuple):
 
 
 @njit(cache=True, nogil=True)
-def calibrate(raw, stages, out):
-    """Values of a frame.
+def value_of(raw, stages, k):
+    """Value of one pixel; NaN where there is none."""
+    stage = stages.states[raw[k] >> SHIFT]
+    if stage < 0:
+        return np.float32(math.nan)
+    return (np.float32(raw[k] & stages.value_bits) - stages.pedestal[stage, k]) * stages.factor[stage, k]
+
+
+@njit(cache=True, nogil=True)
+def calibrate(raw, stages, first, last, out):
+    """Values of some pixels of a frame.
 
     Parameters
     ----------
     raw : (n,) uint16
     stages : Stages
+    first, last : int
+        Half open.
     out : (n,) float32
         Out; NaN where there is no value.
     """
     pedestal, factor = stages.pedestal[0], stages.factor[0]
-    for first in range(0, raw.size, BLOCK):
-        last = min(first + BLOCK, raw.size)
-        if last - first == BLOCK and (stages.value_bits > VALUE or _first_stage(raw, first)):
+    for begin in range(first, last, BLOCK):
+        end = min(begin + BLOCK, last)
+        if end - begin == BLOCK and (stages.value_bits > VALUE or _first_stage(raw, begin)):
             for j in range(BLOCK):
-                k = np.uint64(first + j)
+                k = np.uint64(begin + j)
                 out[k] = (np.float32(raw[k]) - pedestal[k]) * factor[k]
             continue
-        for k in range(first, last):
-            stage = stages.states[raw[k] >> SHIFT]
-            if stage < 0:
-                out[k] = np.float32(math.nan)
-            else:
-                value = np.float32(raw[k] & stages.value_bits)
-                out[k] = (value - stages.pedestal[stage, k]) * stages.factor[stage, k]
+        for k in range(begin, end):
+            out[k] = value_of(raw, stages, k)
 
 
 @njit(cache=True, nogil=True)
@@ -126,7 +132,7 @@ def subtract_common_mode(raw, shape, stages, scratch, out):
 @njit(cache=True, nogil=True)
 def calibrate_frame(raw, shape, stages, scratch, out):
     """Values of a frame, without its common mode where there is a limit for it; see `subtract_common_mode`."""
-    calibrate(raw, stages, out)
+    calibrate(raw, stages, 0, raw.size, out)
     if stages.limit > 0.0:
         subtract_common_mode(raw, shape, stages, scratch, out)
 

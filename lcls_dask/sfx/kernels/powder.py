@@ -3,44 +3,102 @@
 import numpy as np
 from numba import njit
 
-#: Pixels of a tile: their sums fit the first level of the cache.
-TILE = 512
+#: Pixels of a tile: their sums fit the second level of the cache, and each frame is read in long stretches.
+TILE = 4096
 
-#: Values of real numbers are rounded to multiples of this, so that their sums are exact, in any order.
-QUANTUM = 1.0 / 4096.0
+#: Adding this to a real number, and taking it off again, rounds to a multiple of 1/4096, so that sums are exact, in any
+#: order: of 53 bits, none are left for what is smaller.
+ROUND = 1.5 * 2.0**40
 
 
 @njit(cache=True, nogil=True)
-def _add_tile(values, weight, first, last, whole, count, total, square, most):
-    """One frame's pixels of a tile."""
+def _not_numbers(values, first, last):
+    """How many are NaN or infinite."""
+    found = np.int32(0)
+    for i in range(first, last):
+        value = values[np.uint64(i)]
+        found += np.int32(not (value - value == 0))
+    return found
+
+
+@njit(cache=True, nogil=True)
+def _add_real(values, first, last, total, square, most):
+    """Add finite real numbers."""
     for i in range(first, last):
         k = np.uint64(i)
-        value = np.float64(values[k])
-        there = value - value == 0.0
-        exact = value if whole else np.rint(value * 4096.0) * QUANTUM
-        exact = exact if there else 0.0
-        count[k] += np.uint32(there)
+        value = values[k]
+        exact = (np.float64(value) + ROUND) - ROUND
         total[k] += exact
         square[k] += exact * exact
-        most[k] = max(most[k], np.float32(value)) if there else most[k]
+        most[k] = value if value > most[k] else most[k]
 
 
 @njit(cache=True, nogil=True)
-def add_frames(frames, group, whole, count, total, square, most):
-    """Add frames to the sums of their groups.
+def _add_whole(values, first, last, total, square, most):
+    """Add whole numbers."""
+    for i in range(first, last):
+        k = np.uint64(i)
+        exact = np.float64(values[k])
+        total[k] += exact
+        square[k] += exact * exact
+        most[k] = max(most[k], np.float32(exact))
+
+
+@njit(cache=True, nogil=True)
+def _add_some(values, first, last, count, total, square, most):
+    """Add those real numbers that are finite, and count them."""
+    for i in range(first, last):
+        value = values[i]
+        if value - value == 0:
+            exact = (np.float64(value) + ROUND) - ROUND
+            count[i] += np.uint32(1)
+            total[i] += exact
+            square[i] += exact * exact
+            most[i] = max(most[i], value)
+
+
+@njit(cache=True, nogil=True)
+def add_frames(frames, group, count, total, square, most):
+    """Add real numbers to the sums of their groups.
 
     Parameters
     ----------
-    frames : (events, n)
-        Real numbers or integers; what is no finite number does not count.
+    frames : (events, n) float32
+        What is no finite number does not count.
     group : (events,) int64
         -1 for none.
-    whole : bool
-        Whether all values are whole numbers.
     count : (groups, n) uint32
         Added to, as the others.
     total, square : (groups, n) float64
     most : (groups, n) float32
+    """
+    events, n = frames.shape
+    all_of_tile = np.empty(count.shape[0], np.uint32)
+    for first in range(0, n, TILE):
+        last = min(first + TILE, n)
+        all_of_tile[:] = 0
+        for event in range(events):
+            g = group[event]
+            if g < 0:
+                continue
+            if _not_numbers(frames[event], first, last) == 0:
+                _add_real(frames[event], first, last, total[g], square[g], most[g])
+                all_of_tile[g] += np.uint32(1)
+            else:
+                _add_some(frames[event], first, last, count[g], total[g], square[g], most[g])
+        for g in range(count.shape[0]):
+            count[g, first:last] += all_of_tile[g]
+
+
+@njit(cache=True, nogil=True)
+def add_whole_frames(frames, group, count, total, square, most):
+    """Add whole numbers to the sums of their groups; as `add_frames`.
+
+    Parameters
+    ----------
+    frames : (events, n) integers
+    group, count, total, square, most
+        See `add_frames`.
     """
     events, n = frames.shape
     for first in range(0, n, TILE):
@@ -48,4 +106,7 @@ def add_frames(frames, group, whole, count, total, square, most):
         for event in range(events):
             g = group[event]
             if g >= 0:
-                _add_tile(frames[event], g, first, last, whole, count[g], total[g], square[g], most[g])
+                _add_whole(frames[event], first, last, total[g], square[g], most[g])
+    for event in range(events):
+        if group[event] >= 0:
+            count[group[event]] += np.uint32(1)

@@ -16,6 +16,9 @@ from numba import njit
 #: Pixels of a block, of which the extremes are compared with the limits of all its rings at once.
 BLOCK = 64
 
+#: Pixels that are taken in together, so that they are still in the cache for what comes next.
+STRETCH = 128 * BLOCK
+
 #: How often mean and sigma are taken.
 ITERATIONS = 5
 
@@ -192,8 +195,8 @@ def sampled(frame, sample, edge, min_snr, threshold, iterations, values, mean, s
 
 
 @njit(cache=True, nogil=True)
-def accumulate(frame, ring, sums):
-    """Add up all pixels of each ring.
+def accumulate(frame, ring, first, last, sums):
+    """Add pixels to the sums of their rings.
 
     Two copies of the sums take turns, so that neighbours on one ring do not wait for each other.
 
@@ -202,23 +205,22 @@ def accumulate(frame, ring, sums):
     frame : (n,) float32
     ring : (n,) uint16
         The last ring is that of pixels that do not count.
+    first, last : int
+        Half open; the first is even.
     sums : (2, rings + 1) complex128
-        Out: sum and sum of squares; pixels that are no finite number go to the last ring.
+        Added to: sum and sum of squares; pixels that are no finite number go to the last ring.
     """
-    sums[:] = 0.0
     none = np.uint64(sums.shape[1] - 1)
-    for k in range(frame.size // 2):
+    for k in range(first // 2, last // 2):
         for j in range(2):
             i = np.uint64(2 * k + j)
             value = np.float64(frame[i])
             r = np.uint64(ring[i]) if value - value == 0.0 else none
             sums[j, r] += complex(value, value * value)
-    if frame.size % 2:
-        value = np.float64(frame[-1])
-        if value - value == 0.0:
-            sums[0, ring[-1]] += complex(value, value * value)
-        else:
-            sums[0, none] += complex(value, value)
+    if last % 2:
+        value = np.float64(frame[last - 1])
+        r = np.uint64(ring[last - 1]) if value - value == 0.0 else none
+        sums[0, r] += complex(value, value * value)
 
 
 @njit(cache=True, nogil=True)
@@ -243,6 +245,13 @@ def _spread(values, levels, sign):
 
 
 @njit(cache=True, nogil=True)
+def spread(low, high, scratch):
+    """Prepare limits for `collect`."""
+    _spread(low, scratch.lowest, -1)
+    _spread(high, scratch.highest, 1)
+
+
+@njit(cache=True, nogil=True)
 def _beyond(frame, first, low, high):
     """How many pixels of a block are beyond limits. (A fixed number, so that they are compared in vectors.)"""
     count = np.int32(0)
@@ -253,14 +262,17 @@ def _beyond(frame, first, low, high):
 
 
 @njit(cache=True, nogil=True)
-def collect(frame, rings, low, high, scratch, count):
-    """List the pixels beyond the limits of their ring.
+def collect(frame, rings, low, high, first_block, last_block, scratch, count):
+    """List the pixels of some blocks that are beyond the limits of their ring.
 
     Parameters
     ----------
     frame : (n,) float32
     rings : Rings
     low, high : (rings,) float32
+        Of which `spread` was told.
+    first_block, last_block : int
+        Half open.
     scratch : Scratch
         The list is in its `pixels`.
     count : int
@@ -272,9 +284,7 @@ def collect(frame, rings, low, high, scratch, count):
         How many are.
     """
     ring, lowest, highest, pixels = rings.ring, scratch.lowest, scratch.highest, scratch.pixels
-    _spread(low, lowest, -1)
-    _spread(high, highest, 1)
-    for block in range(rings.block_first.size):
+    for block in range(first_block, last_block):
         a, b = rings.block_first[block], rings.block_last[block]
         if b < a:
             continue
@@ -399,14 +409,31 @@ def _provisional(frame, rings, min_snr, threshold, scratch):
 
 
 @njit(cache=True, nogil=True)
-def full(frame, rings, min_snr, threshold, found, scratch):
-    """Statistics of all pixels of each ring.
+def begin(frame, rings, min_snr, threshold, scratch):
+    """Prepare for `add`: only pixels of the coarse sample need be there."""
+    _provisional(frame, rings, min_snr, threshold, scratch)
+    spread(scratch.low, scratch.high, scratch)
+    scratch.sums[:] = 0.0
+
+
+@njit(cache=True, nogil=True)
+def add(frame, rings, first, last, scratch, count):
+    """Take in pixels, whole blocks of them, but for the last; how many are listed then, of `count` before."""
+    accumulate(frame, rings.ring, first, last, scratch.sums)
+    return collect(frame, rings, scratch.low, scratch.high, first // BLOCK, -(-last // BLOCK), scratch, count)
+
+
+@njit(cache=True, nogil=True)
+def finish(frame, rings, min_snr, threshold, count, found, scratch):
+    """Statistics of all pixels, when all were taken in.
 
     Parameters
     ----------
     frame : (n,) float32
     rings : Rings
     min_snr, threshold : float
+    count : int
+        Listed pixels.
     found : Statistics
         Out.
     scratch : Scratch
@@ -418,13 +445,10 @@ def full(frame, rings, min_snr, threshold, found, scratch):
         How many pixels are.
     """
     ring, low, high = rings.ring, scratch.low, scratch.high
-    _provisional(frame, rings, min_snr, threshold, scratch)
-    accumulate(frame, ring, scratch.sums)
     scratch.number[:-1] = rings.number
     last = scratch.sums[0, -1].real + scratch.sums[1, -1].real
     if not last - last == 0.0:
         _not_numbers(frame, ring, scratch.number)
-    count = collect(frame, rings, low, high, scratch, 0)
     for attempt in range(RETRIES + 1):
         _without(frame, ring, low, high, count, scratch)
         _iterate(frame, ring, count, min_snr, threshold, found, scratch)
@@ -432,10 +456,22 @@ def full(frame, rings, min_snr, threshold, found, scratch):
         if kept == count and not scratch.moved.any():
             break
         _move(found.mean, scratch, attempt == RETRIES - 1)
-        count = collect(frame, rings, scratch.moved_low, scratch.moved_high, scratch, kept)
+        spread(scratch.moved_low, scratch.moved_high, scratch)
+        blocks = rings.block_first.size
+        count = collect(frame, rings, scratch.moved_low, scratch.moved_high, 0, blocks, scratch, kept)
     count = _above(frame, ring, count, found.high, scratch.pixels)
     scratch.pixels[:count].sort()
     return count
+
+
+@njit(cache=True, nogil=True)
+def full(frame, rings, min_snr, threshold, found, scratch):
+    """Statistics of all pixels of each ring; see `finish`."""
+    begin(frame, rings, min_snr, threshold, scratch)
+    count = 0
+    for first in range(0, frame.size, STRETCH):
+        count = add(frame, rings, first, min(first + STRETCH, frame.size), scratch, count)
+    return finish(frame, rings, min_snr, threshold, count, found, scratch)
 
 
 @njit(cache=True, nogil=True)
@@ -449,7 +485,8 @@ def of_samples(frame, rings, min_snr, threshold, found, scratch):
         high = found.high[r]
         scratch.low[r] = -math.inf
         scratch.high[r] = high - 1e-6 * abs(high) if high < math.inf else math.inf  # not above it by rounding
-    count = collect(frame, rings, scratch.low, scratch.high, scratch, 0)
+    spread(scratch.low, scratch.high, scratch)
+    count = collect(frame, rings, scratch.low, scratch.high, 0, rings.block_first.size, scratch, 0)
     return _above(frame, rings.ring, count, found.high, scratch.pixels)
 
 
