@@ -4,7 +4,7 @@ import numpy as np
 from numba import njit
 
 #: Pixels of a tile: their sums fit the second level of the cache, and each frame is read in long stretches.
-TILE = 4096
+TILE = 2048
 
 #: Adding this to a real number, and taking it off again, rounds to a multiple of 1/4096, so that sums are exact, in any
 #: order: of 53 bits, none are left for what is smaller.
@@ -31,6 +31,17 @@ def _add_real(values, first, last, total, square, most):
         total[k] += exact
         square[k] += exact * exact
         most[k] = value if value > most[k] else most[k]
+
+
+@njit(cache=True, nogil=True)
+def _add_four(one, two, three, four, total, square, most):
+    """Add four frames of finite real numbers, so that the sums are fetched and put back once."""
+    for i in range(total.size):
+        a, b = (np.float64(one[i]) + ROUND) - ROUND, (np.float64(two[i]) + ROUND) - ROUND
+        c, d = (np.float64(three[i]) + ROUND) - ROUND, (np.float64(four[i]) + ROUND) - ROUND
+        total[i] += (a + b) + (c + d)
+        square[i] += (a * a + b * b) + (c * c + d * d)
+        most[i] = max(max(max(one[i], two[i]), max(three[i], four[i])), most[i])
 
 
 @njit(cache=True, nogil=True)
@@ -73,21 +84,29 @@ def add_frames(frames, group, count, total, square, most):
     most : (groups, n) float32
     """
     events, n = frames.shape
-    all_of_tile = np.empty(count.shape[0], np.uint32)
+    chosen = np.empty(events, np.int64)
     for first in range(0, n, TILE):
         last = min(first + TILE, n)
-        all_of_tile[:] = 0
-        for event in range(events):
-            g = group[event]
-            if g < 0:
-                continue
-            if _not_numbers(frames[event], first, last) == 0:
-                _add_real(frames[event], first, last, total[g], square[g], most[g])
-                all_of_tile[g] += np.uint32(1)
-            else:
-                _add_some(frames[event], first, last, count[g], total[g], square[g], most[g])
         for g in range(count.shape[0]):
-            count[g, first:last] += all_of_tile[g]
+            finite = 0
+            for event in range(events):
+                if group[event] != g:
+                    continue
+                if _not_numbers(frames[event], first, last) == 0:
+                    chosen[finite] = event
+                    finite += 1
+                else:
+                    _add_some(frames[event], first, last, count[g], total[g], square[g], most[g])
+            done = finite - finite % 4
+            for k in range(0, done, 4):
+                _add_four(
+                    frames[chosen[k], first:last], frames[chosen[k + 1], first:last],
+                    frames[chosen[k + 2], first:last], frames[chosen[k + 3], first:last],
+                    total[g, first:last], square[g, first:last], most[g, first:last],
+                )  # fmt: skip
+            for k in range(done, finite):
+                _add_real(frames[chosen[k]], first, last, total[g], square[g], most[g])
+            count[g, first:last] += np.uint32(finite)
 
 
 @njit(cache=True, nogil=True)
