@@ -37,13 +37,17 @@ def main(source: str, target: str) -> None:
         lattices=int(spots["lattices"]),
         arguments="\n".join(str(spots["arguments"]).split()),
     )
+    scope, unknown = phil_scope.fetch(parse(phil), track_unused_definitions=True)
+    if unknown:
+        raise SystemExit(f"DIALS has no parameter {unknown[0].path}")
     event, matrix, explained = [], [], []
     for frame, (first, last) in enumerate(zip(spots["offset"][:-1], spots["offset"][1:])):  # noqa: B905
         if last - first < 4:
             continue
-        parameters = phil_scope.fetch(parse(phil)).extract()
         try:
-            found = _index(spots["xy"][first:last], float(spots["wavelength"][frame]), spots["detector"], parameters)
+            found = _index(
+                spots["xy"][first:last], float(spots["wavelength"][frame]), spots["detector"], scope.extract()
+            )
         except (DialsIndexError, RuntimeError):
             continue  # it finds no lattice, or does not refine to one
         for star, count in found:
