@@ -1,5 +1,6 @@
 """Bragg peaks of frames, by radial statistics."""
 
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,11 +114,24 @@ class Finder:
             if self.stages is None:
                 event, peaks = find_peaks(frames, *common, event, count, out)
             else:
-                event, peaks = find_raw_peaks(frames, present, self.stages, *common, event, count, out)
+                event, peaks = find_raw_peaks(
+                    frames, present, self.stages, _frame(self.rings.ring.size), *common, event, count, out
+                )
             parts.append(Peaks(*(column[:peaks] for column in out)))
             room *= 2  # one frame alone may need more than all the room
         parts = parts or [Peaks(*(np.empty(0, dtype) for dtype, _, _ in _COLUMNS.values()))]
         return count, {name: np.concatenate([getattr(part, name) for part in parts]) for name in _COLUMNS}
+
+
+_kept = threading.local()
+
+
+def _frame(size: int) -> Array:
+    """Room for a calibrated frame, which a thread keeps: getting memory anew costs as much as filling it."""
+    if getattr(_kept, "frame", np.empty(0)).size != size:
+        _kept.frame = np.empty(size, np.float32)
+    kept: Array = _kept.frame
+    return kept
 
 
 def find_peaks(

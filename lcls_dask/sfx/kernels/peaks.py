@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from .frames import calibrate, calibrate_frame, value_of
-from .rings import STRETCH, add, begin, finish, full, of_samples, room
+from .frames import calibrate_frame
+from .rings import full, of_samples, room
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -256,21 +256,7 @@ def find_peaks(frames, rings, panels, whole, threshold, told, first, count, out)
 
 
 @njit(cache=True, nogil=True)
-def _full_of_raw(raw, stages, rings, min_snr, threshold, frame, found, scratch):
-    """Calibrate a frame and take the statistics of all its pixels, a stretch at a time; as `full`."""
-    for i in rings.coarse:
-        frame[i] = value_of(raw, stages, i)
-    begin(frame, rings, min_snr, threshold, scratch)
-    count = 0
-    for first in range(0, frame.size, STRETCH):
-        last = min(first + STRETCH, frame.size)
-        calibrate(raw, stages, first, last, frame)
-        count = add(frame, rings, first, last, scratch, count)
-    return finish(frame, rings, min_snr, threshold, count, found, scratch)
-
-
-@njit(cache=True, nogil=True)
-def find_raw_peaks(raw, present, stages, rings, panels, whole, threshold, told, first, count, out):
+def find_raw_peaks(raw, present, stages, frame, rings, panels, whole, threshold, told, first, count, out):
     """Calibrate frames and find their peaks, without ever having more than one calibrated frame.
 
     Parameters
@@ -278,6 +264,8 @@ def find_raw_peaks(raw, present, stages, rings, panels, whole, threshold, told, 
     raw : (events, segments, rows, columns) uint16
     present : (events, segments) bool
     stages : Stages
+    frame : (n,) float32
+        Scratch.
     rings, panels, whole, threshold, told, first, count, out
         See `find_peaks`.
 
@@ -289,21 +277,16 @@ def find_raw_peaks(raw, present, stages, rings, panels, whole, threshold, told, 
     found, scratch = room(rings)
     members, measured, peaks = np.empty(told[2], np.int32), np.empty(4), 0
     shape = raw.shape[1:]
-    frame = np.empty(rings.ring.size, np.float32)
     aside = np.empty(stages.step[0] * stages.step[1] if stages.limit > 0.0 else 1, np.float32)
     for event in range(first, raw.shape[0]):
-        pixels = raw[event].reshape(-1)
-        if whole and stages.limit == 0.0 and present[event].all():
-            above = _full_of_raw(pixels, stages, rings, told[0], threshold, frame, found, scratch)
+        calibrate_frame(raw[event].reshape(-1), shape, stages, aside, frame)
+        for segment in range(shape[0]):
+            if not present[event, segment]:
+                frame[segment * shape[1] * shape[2] : (segment + 1) * shape[1] * shape[2]] = math.nan
+        if whole:
+            above = full(frame, rings, told[0], threshold, found, scratch)
         else:
-            calibrate_frame(pixels, shape, stages, aside, frame)
-            for segment in range(shape[0]):
-                if not present[event, segment]:
-                    frame[segment * shape[1] * shape[2] : (segment + 1) * shape[1] * shape[2]] = math.nan
-            if whole:
-                above = full(frame, rings, told[0], threshold, found, scratch)
-            else:
-                above = of_samples(frame, rings, told[0], threshold, found, scratch)
+            above = of_samples(frame, rings, told[0], threshold, found, scratch)
         more = _peaks_of(
             frame, shape, rings, panels, told, above, found, scratch, members, measured, count[event], out, peaks
         )
