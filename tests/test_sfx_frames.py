@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -367,7 +366,6 @@ def test_what_does_not_fit_a_cxi_file_leaves_nothing(tmp_path: Path, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full: a full disk is NOT tried for real")
 def test_a_frame_that_cannot_be_computed_leaves_nothing(tmp_path: Path) -> None:
     geometry, array = small(), photons(4).chunk(event=1)
 
