@@ -84,6 +84,14 @@ $(VENV)/.slurm: $(VENV)/.installed
 	 else echo "there is no Slurm (apt-get install slurmctld slurmd slurm-client munge): clusters are tested without it" >$@; \
 	 fi
 
+# the program whose indexing ours is compared with
+$(VENV)/.dials: $(VENV)/.installed
+	@$(call APT,dials.index,--no-install-recommends dials)
+	@if command -v dials.index >/dev/null; \
+	 then : >$@; \
+	 else echo "there is no DIALS (apt-get install dials): its adapter is NOT tested" >$@; \
+	 fi
+
 # says what is absent of a target's own prerequisites
 define ABSENT
 for record in $(filter-out $(VENV)/.installed,$(filter $(VENV)/%,$^)); do \
@@ -110,7 +118,7 @@ test: $(VENV)/.psana $(VENV)/.chromium $(VENV)/.postgresql $(VENV)/.slurm $(VENV
 	@$(ABSENT)
 	$(BIN)/python -m pytest -n 2 -m "not long"
 
-test-long: $(VENV)/.psana $(VENV)/.postgresql $(VENV)/.slurm
+test-long: $(VENV)/.psana $(VENV)/.postgresql $(VENV)/.slurm $(VENV)/.dials
 	@$(ABSENT)
 	$(BIN)/python -m pytest -m long
 
