@@ -28,6 +28,8 @@ RATIOS = {
     "tof": ["bandwidth of cfd over reading once", "waveforms/s of cfd over psana's PyCFD"],
     "sfx": ["apart over one pass, full", "frames/s, full, over psana"],
 }
+#: Those that take a minute, most of it compiling loops that other tests compile too.
+LONG = {"cluster", "indexing", "sfx", "tof"}
 REAL = {"hsd": grow.HSD, "jungfrau": grow.JUNGFRAU}
 
 
@@ -35,7 +37,7 @@ def test_all_are_here() -> None:
     assert set(RATIOS) == set(NAMES)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.long] * (name in LONG)) for name in NAMES])
 def test_runs(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if name in REAL and not REAL[name].exists():
         pytest.skip(f"{REAL[name]} is not there: set LCLS_DASK_DATA to grow the real file")

@@ -22,6 +22,7 @@ COMMANDS = [
     "issue",
     "ls",
     "serve",
+    "sfx",
     "simulate",
     "tof",
     "token",

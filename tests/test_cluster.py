@@ -171,7 +171,9 @@ def test_what_connect_refuses() -> None:
             call()
         assert len(str(error.value).splitlines()) == 1
     with (
-        LocalCluster(n_workers=0, processes=False, dashboard_address=None, protocol="tcp", host="127.0.0.1") as stock,
+        LocalCluster(
+            n_workers=0, processes=False, dashboard_address="127.0.0.1:0", protocol="tcp", host="127.0.0.1"
+        ) as stock,
         pytest.raises(ClusterError, match="not guarded"),
     ):
         connect(stock)

@@ -424,7 +424,7 @@ def test_on_the_workers_of_a_client(tmp_path: Path) -> None:
     run = smalldata(tmp_path / "xpptut15_Run0001.h5")
     with (
         LocalCluster(
-            n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address=None, processes=True
+            n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0", processes=True
         ) as cluster,
         Client(cluster) as client,
     ):

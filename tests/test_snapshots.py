@@ -90,7 +90,12 @@ def test_grown_run_in_one_scheduler(growing: StreamWriter) -> None:
     with (
         dask.config.set({"distributed.worker.daemon": False}),
         distributed.LocalCluster(
-            n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None, host="127.0.0.1", protocol="tcp"
+            n_workers=1,
+            threads_per_worker=1,
+            processes=False,
+            dashboard_address="127.0.0.1:0",
+            host="127.0.0.1",
+            protocol="tcp",
         ) as cluster,
         distributed.Client(cluster),
     ):

@@ -147,7 +147,7 @@ def powder(frames: Any, hits: Any = None) -> xr.Dataset:
     >>> pattern = powder(frames, hits=[True, False])
     >>> pattern["max"].sel(group="hits").values[0], pattern["frames"].values
     (array([[0., 1.],
-           [2., 3.]]), array([2, 1, 1]))
+           [2., 3.]], dtype=float32), array([2, 1, 1]))
     """
     array = as_frames(frames)
     events = array.sizes["event"]

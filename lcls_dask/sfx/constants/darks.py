@@ -123,7 +123,7 @@ def derive_constants(
 
     Examples
     --------
-    >>> frames = np.random.default_rng(0).normal(2700, 4, (50, 1, 32, 32)).astype(np.uint16)
+    >>> frames = np.random.default_rng(0).normal(2700, 4, (50, 1, 32, 32)).round().astype(np.uint16)
     >>> derived = derive_constants([frames])
     >>> float(derived["pedestals"][0].mean().round()), int((derived["pixel_status"][0] > 0).sum())
     (2700.0, 0)
