@@ -69,6 +69,12 @@ def refused_in_the_handshake(gateway: Gateway, context: ssl.SSLContext) -> None:
                 raise ConnectionResetError
 
 
+def refusals(gateway: Gateway, **told: str) -> int:
+    """How many refusals the audit has of such requests; equal ones share a line."""
+    lines = [record for record in gateway.audit() if record["decision"] == "refused"]
+    return sum(line.get("count", 1) for line in lines if told.items() <= line.items())
+
+
 # --- certificates ---
 
 
@@ -91,7 +97,9 @@ def test_a_certificate_signed_by_itself(facility: Facility, gateway: Gateway) ->
     lonely = facility.base / "lonely"
     create_identity(lonely, Role.USER, "alice")
     (lonely / "known_servers" / "site.crt").write_bytes((facility.base / "site" / "CA.crt").read_bytes())
+    before = refusals(gateway, operation="connect", user="")
     refused_in_the_handshake(gateway, client_context(load_identity(lonely)))
+    until(lambda: refusals(gateway, operation="connect", user="") > before, what="a line in the audit")
 
 
 def test_an_expired_certificate(facility: Facility, gateway: Gateway) -> None:
@@ -172,10 +180,13 @@ def test_a_token_of_another_key(facility: Facility, gateway: Gateway, alice: Pat
 
 def test_a_token_that_was_tampered_with(facility: Facility, gateway: Gateway, alice: Path) -> None:
     token = facility.token(alice, HERS)
+    places = range(40, len(token) - 4, 97)
+    before = refusals(gateway, operation="run", user="alice")
     with gateway.client(alice) as client:
-        for at in range(40, len(token) - 4, 97):
+        for at in places:
             forged = token[:at] + ("A" if token[at] != "A" else "B") + token[at + 1 :]
             assert client.get(RUN, token=forged).status == 401, at
+    until(lambda: refusals(gateway, operation="run", user="alice") >= before + len(places), what="lines in the audit")
 
 
 def test_a_stolen_token(facility: Facility, gateway: Gateway, alice: Path) -> None:
