@@ -13,8 +13,8 @@ from security_world import make_world
 from lcls_dask.security import Role
 from lcls_dask.security.guard import dashboard_link, security_of
 
-pytest.importorskip("bokeh", reason="no dashboard without bokeh: pip install -e '.[dashboard]'")
-playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install -e '.[test]'")
+pytest.importorskip("bokeh", reason="no bokeh, the dashboard is NOT tested: pip install -e '.[dashboard]'")
+playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: the dashboard is NOT tested")
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_the_dask_panel_of_jupyterlab(
     alice: Rig, client: Client, browser: "playwright.Browser", tmp_path: Path
 ) -> None:
     """Its plots are frames in JupyterLab's page: closed until the owner has signed in with another tab."""
-    pytest.importorskip("dask_labextension", reason="no Dask panel: pip install -e '.[test]'")
+    pytest.importorskip("dask_labextension", reason="no dask-labextension: the panel is NOT tested")
     from jupyter_rig import jupyterlab
 
     context = browser.new_context(viewport={"width": 1400, "height": 1000}, service_workers="block")

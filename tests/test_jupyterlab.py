@@ -20,8 +20,8 @@ DONE = r"""() => {
     return /^\[\d+\]:$/.test(shown[0]) && !shown.includes("[*]:")
 }"""
 
-pytest.importorskip("jupyterlab", reason="no JupyterLab: pip install -e '.[test]'")
-playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install -e '.[test]'")
+pytest.importorskip("jupyterlab", reason="no JupyterLab, the notebook is NOT opened in it: pip install -e '.[test]'")
+playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: the notebook is NOT opened")
 playwright.expect.set_options(timeout=SECONDS * 1000)
 
 

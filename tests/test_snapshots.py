@@ -317,7 +317,7 @@ def test_file_that_shrinks_while_it_is_open(tmp_path: Path) -> None:
     assert source.read("/", NAME, slice(0, 100)).tolist() == list(map(float, range(100)))
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere: a cache without rights is NOT tested")
 def test_cache_that_cannot_be_written(tmp_path: Path, own_index_cache: Path) -> None:
     own_index_cache.chmod(0o500)
     simple_run(tmp_path)

@@ -336,7 +336,7 @@ def test_wrong_places(tmp_path: Path, make: Callable[[Path], str], error: type[E
     assert len(str(told.value)) > 10
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything: files without rights are NOT tested")
 @pytest.mark.parametrize("what", ["directory", "file"])
 def test_no_permission(tmp_path: Path, what: str) -> None:
     path = simple_run(tmp_path / "run").path

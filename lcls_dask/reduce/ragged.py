@@ -325,3 +325,17 @@ def empty_like(block: xr.Dataset) -> xr.Dataset:
         for name, variable in block.variables.items()
     }
     return xr.Dataset(made, attrs=block.attrs).set_coords([str(name) for name in block.coords])
+
+
+def block_coordinates(coords: xr.Dataset) -> dict[Hashable, xr.Variable]:
+    """Coordinates of a block, as variables for its result.
+
+    Parameters
+    ----------
+    coords : xarray.Dataset
+
+    Returns
+    -------
+    dict of str to xarray.Variable
+    """
+    return {name: variable.to_base_variable() for name, variable in coords.variables.items()}

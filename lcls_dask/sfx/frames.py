@@ -1,6 +1,6 @@
 """Frames as operations take them: an array of any kind as blocks of events, with the coordinates of each block."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -12,7 +12,7 @@ from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph
 
 from ..errors import ArgumentError
-from ..reduce.ragged import Ragged, empty_like
+from ..reduce.ragged import Ragged, block_coordinates, empty_like
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -169,20 +169,6 @@ def told_of(array: xr.DataArray) -> dict[str, Any]:
     """
     kept = {key: value for key, value in array.attrs.items() if str(key).startswith(("constants.", "calibration."))}
     return {"units": str(array.attrs.get("units", "1")), **kept}
-
-
-def block_coordinates(coords: xr.Dataset) -> dict[Hashable, xr.Variable]:
-    """Coordinates of a block, as variables for its result.
-
-    Parameters
-    ----------
-    coords : xarray.Dataset
-
-    Returns
-    -------
-    dict of str to xarray.Variable
-    """
-    return {name: variable.to_base_variable() for name, variable in coords.variables.items()}
 
 
 def mapped(

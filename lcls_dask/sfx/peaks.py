@@ -9,9 +9,9 @@ import xarray as xr
 from dask.delayed import delayed
 
 from ..errors import ArgumentError
-from ..reduce.ragged import Ragged
+from ..reduce.ragged import Ragged, block_coordinates
 from .calibration import Calibration, prepared
-from .frames import as_float32, as_frames, block_coordinates, fits, present_of, ragged, told_of, whole_frames
+from .frames import as_float32, as_frames, fits, present_of, ragged, told_of, whole_frames
 from .geometry.model import Geometry
 from .kernels.frames import Stages
 from .kernels.peaks import Panels, Peaks

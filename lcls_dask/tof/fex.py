@@ -7,9 +7,9 @@ import numpy as np
 import xarray as xr
 
 from ..errors import ArgumentError, FormatError
-from ..reduce.ragged import Ragged
+from ..reduce.ragged import Ragged, block_coordinates
 from .node import windows_dataset
-from .records import as_waveforms, block_coordinates, from_array, whole_channels
+from .records import as_waveforms, from_array, whole_channels
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

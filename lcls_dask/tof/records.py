@@ -161,17 +161,3 @@ def from_array(array: xr.DataArray, work: Callable[[Array, xr.Dataset], xr.Datas
     none = np.empty((0, *array.shape[1:]), array.dtype)
     meta = empty_like(work(none, coords.isel(event=slice(0, 0), missing_dims="ignore")))
     return Ragged(graph, name, data.chunks[0], meta)
-
-
-def block_coordinates(coords: xr.Dataset) -> dict[Hashable, xr.Variable]:
-    """Coordinates of a block, as variables for its result.
-
-    Parameters
-    ----------
-    coords : xarray.Dataset
-
-    Returns
-    -------
-    dict of str to xarray.Variable
-    """
-    return {name: variable.to_base_variable() for name, variable in coords.variables.items()}
