@@ -202,7 +202,8 @@ def test_jobs_that_cannot_start_their_workers(site: tuple[Site, Gateway], tmp_pa
 
 def test_workers_retire_before_their_walltime(site: tuple[Site, Gateway]) -> None:
     """Their results are handed over: nothing is computed twice."""
-    options = JOB | {"walltime": "00:10:00", "worker_extra_args": ["--lifetime", "10s"]}
+    # long enough for the other to be there when the first one's ends, on a busy machine too
+    options = JOB | {"walltime": "00:10:00", "worker_extra_args": ["--lifetime", "30s"]}
     with connect("slurm", workers=1, **options) as client:
         first = client.submit(np.arange, 1000, pure=False)
         first.result()
