@@ -200,5 +200,5 @@ class Plan(Protocol):
     def constants(self) -> Mapping[str, tuple[TruthArray, Array]]:
         """Arrays of the truth that do not grow."""
 
-    def files(self) -> Mapping[str, str]:
-        """Text files to write beside the streams, by name."""
+    def files(self) -> Mapping[str, bytes]:
+        """Files to write beside the streams, by name."""

@@ -81,7 +81,7 @@ class ScanPlan:
         spec = TruthArray(("step_index",), "float64", "mm", "position of the motor")
         return {"motor": (spec, motor(np.arange(self._count)))}
 
-    def files(self) -> Mapping[str, str]:
+    def files(self) -> Mapping[str, bytes]:
         """None."""
         return {}
 

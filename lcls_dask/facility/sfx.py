@@ -1,5 +1,6 @@
 """Lysozyme crystals in a jet, in front of a Jungfrau 4M."""
 
+import io
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,6 +29,19 @@ HIT_FRACTION = 0.6
 #: Gain stage 0: 41 ADU a keV, and noise [ADU]. Above 14 bits a real module would change gain; this one saturates.
 GAIN, NOISE_ADU, SATURATION = 41.0 * PHOTON_ENERGY / 1000, 25.0, 16383
 SPOT_SIGMA = 1.0
+
+_CELL_FILE = f"""CrystFEL unit cell file version 1.0
+
+lattice_type = tetragonal
+centering = P
+unique_axis = c
+a = {CELL[0]} A
+b = {CELL[1]} A
+c = {CELL[2]} A
+al = 90 deg
+be = 90 deg
+ga = 90 deg
+"""
 HOT_PIXELS = 200
 
 #: Mean background photons: levels in logarithmic steps, and how many draws each has.
@@ -139,17 +153,41 @@ class SfxPlan:
         return shapes_data(self._epics[0], (1e-6 + 1e-9 * number, 21.5, f"update {number}"))
 
     def constants(self) -> Mapping[str, tuple[TruthArray, Array]]:
-        """Pedestals and hot pixels."""
+        """Pedestals, hot pixels, and the crystal's intensities."""
         place = np.stack(np.unravel_index(self._hot, self._pedestal.shape), axis=1).astype(np.int32)
         dims = ("segment", "row", "column")
+        hkl, intensity = self._intensities()
+        words = "mean photons, without B factor and partiality, by those of an average reflection"
         return {
             "pedestal": (TruthArray(dims, "uint16", "ADU", "pedestal of gain stage 0"), self._pedestal),
             "hot_pixels": (TruthArray(("hot", "index"), "int32", "1", "segment, row, column of hot pixels"), place),
+            "unique.hkl": (
+                TruthArray(("unique", "index"), "int16", "1", "unique reflections, h >= k >= 0, l >= 0"),
+                hkl,
+            ),
+            "unique.intensity": (TruthArray(("unique",), "float64", "1", words), intensity),
         }
 
-    def files(self) -> Mapping[str, str]:
-        """The detector's layout for CrystFEL."""
-        return {"jungfrau4M.geom": crystfel_geometry(self._panels, DISTANCE, PHOTON_ENERGY, GAIN)}
+    def _intensities(self) -> tuple[Array, Array]:
+        """Unique reflections, and their intensities."""
+        most = [int(length / RESOLUTION) for length in CELL]
+        every = np.stack(np.meshgrid(*(np.arange(m + 1) for m in most), indexing="ij"), -1).reshape(-1, 3)
+        inside = (every[:, 0] >= every[:, 1]) & (np.linalg.norm(every / CELL, axis=1) <= 1 / RESOLUTION)
+        hkl = every[inside & every.any(axis=1)].astype(np.int16)
+        intensity = np.array([diffraction.intensity(self._seed, *map(int, one)) for one in hkl])
+        return hkl[intensity > 0], intensity[intensity > 0]
+
+    def files(self) -> Mapping[str, bytes]:
+        """The detector's layout and the cell for CrystFEL, and the detector's constants as files of darks have them."""
+        constants = io.BytesIO()
+        status = np.zeros(self._pedestal.shape, np.uint8)
+        status.flat[self._hot] = 1
+        np.savez(constants, pedestal=self._pedestal, gain=np.float32(GAIN / PHOTON_ENERGY * 1000), status=status)
+        return {
+            "jungfrau4M.geom": crystfel_geometry(self._panels, DISTANCE, PHOTON_ENERGY, GAIN).encode(),
+            "lysozyme.cell": _CELL_FILE.encode(),
+            "constants.npz": constants.getvalue(),
+        }
 
     def truth(self) -> dict[str, Any]:
         """Parameters of crystal, beam and detector."""

@@ -193,8 +193,8 @@ def _write_truth(result: Simulation, plan: Plan) -> None:
         **plan.truth(),
     }
     result.truth.write_text(json.dumps(facts, indent=1) + "\n")
-    for name, text in plan.files().items():
-        (result.path / name).write_text(text)
+    for name, content in plan.files().items():
+        (result.path / name).write_bytes(content)
 
 
 def _begin(writers: list[StreamWriter], plan: Plan) -> None:

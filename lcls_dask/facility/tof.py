@@ -166,7 +166,7 @@ class TofPlan:
         spec = TruthArray(("channel", "core"), "int64", "ADU", "baseline of each interleaved core")
         return {"baseline": (spec, self._base)}
 
-    def files(self) -> Mapping[str, str]:
+    def files(self) -> Mapping[str, bytes]:
         """None."""
         return {}
 

@@ -21,8 +21,9 @@ class PixelConstants:
     ----------
     pedestal : (ranges, segments, rows, columns) float32
         Of each range of gain [ADU]; one range, or one segment, may be left out.
-    gain : (ranges, segments, rows, columns) float32 or None
-        [ADU/keV]; negative where the signal goes down. Without it, what is calibrated stays in ADU.
+    gain : (ranges, segments, rows, columns) float32, float or None
+        [ADU/keV]; negative where the signal goes down. Without it, what is calibrated stays in ADU. One number is that
+        of all pixels.
     bad : (segments, rows, columns) bool or None
         Pixels that do not count.
 
@@ -33,7 +34,7 @@ class PixelConstants:
 
     Examples
     --------
-    >>> constants = PixelConstants(np.full((2, 4, 6), 100.0), gain=np.full((2, 4, 6), 41.0))
+    >>> constants = PixelConstants(np.full((2, 4, 6), 100.0), gain=41.0)
     >>> constants.pedestal.shape, constants.shape
     ((1, 2, 4, 6), (2, 4, 6))
     >>> sorted(constants.digests)
@@ -41,14 +42,16 @@ class PixelConstants:
     """
 
     pedestal: Array
-    gain: Array | None = None
+    gain: Any = None
     bad: Array | None = field(default=None)
 
     def __post_init__(self) -> None:
         pedestal = _four(self.pedestal, "pedestal", np.float32)
         object.__setattr__(self, "pedestal", pedestal)
         if self.gain is not None:
-            gain = _four(self.gain, "gain", np.float32)
+            gain = (
+                np.full_like(pedestal, self.gain) if np.ndim(self.gain) == 0 else _four(self.gain, "gain", np.float32)
+            )
             if gain.shape[1:] != pedestal.shape[1:]:
                 raise ArgumentError(f"gain is of {gain.shape[1:]} pixels, and pedestal of {pedestal.shape[1:]}")
             object.__setattr__(self, "gain", gain)
