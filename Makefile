@@ -6,7 +6,7 @@ export PS_PARALLEL := none
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 # what people call or read first; the docstrings there are held to numpydoc
-PUBLIC = $(wildcard lcls_dask/*.py lcls_dask/access/*.py lcls_dask/stores/*.py lcls_dask/formats/*.py \
+PUBLIC = $(wildcard lcls_dask/*.py lcls_dask/plot/*.py lcls_dask/access/*.py lcls_dask/stores/*.py lcls_dask/formats/*.py \
            lcls_dask/formats/remote/*.py lcls_dask/security/*.py lcls_dask/security/guard/*.py lcls_dask/cluster/*.py \
            lcls_dask/gateway/*.py lcls_dask/reduce/*.py lcls_dask/tof/*.py lcls_dask/sfx/*.py \
            lcls_dask/sfx/geometry/*.py lcls_dask/sfx/constants/*.py plugins/*.py) \

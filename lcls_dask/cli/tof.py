@@ -1,16 +1,13 @@
 """``lcls-dask tof``: a run's time of flight, from samples to spectra, with pictures."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
 from ..errors import TargetExistsError, UnsupportedError
 from .output import as_json, print_json, print_table, run_argument
+from .progress import task_bar
 
 if TYPE_CHECKING:
     import numpy as np
@@ -112,7 +109,7 @@ def tof(
         lines=lines, beta=beta, pulse_energy=pulse_energy,
     )  # fmt: skip
     opened = open_run(path, run=run, snapshot=snapshot)
-    with _bar(quiet=json_):
+    with task_bar(quiet=json_):
         result = analyse(opened, settings)
     out.mkdir(parents=True, exist_ok=True)
     _write(result, target)
@@ -225,26 +222,3 @@ def _pictures(result: "xr.Dataset", out: Path) -> list[Path]:
         paths.append(out / f"{name}.png")
         figure.savefig(paths[-1])
     return paths
-
-
-@contextmanager
-def _bar(quiet: bool) -> Iterator[None]:
-    """A bar of Dask's tasks, on a terminal."""
-    from dask.callbacks import Callback
-
-    console = Console(stderr=True)
-    if quiet or not console.is_terminal:
-        yield
-        return
-    bar = Progress("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console)
-    task = bar.add_task("tasks", total=None)
-
-    class Told(Callback):
-        def _start_state(self, dsk: Any, state: Any) -> None:
-            bar.update(task, total=sum(len(state[k]) for k in ("ready", "waiting", "running")), completed=0)
-
-        def _posttask(self, key: Any, result: Any, dsk: Any, state: Any, worker_id: Any) -> None:
-            bar.update(task, advance=1)
-
-    with bar, Told():  # type: ignore[no-untyped-call]
-        yield

@@ -266,6 +266,40 @@ def rows_of(block: xr.Dataset) -> Array:
     return np.repeat(np.arange(len(offset) - 1), np.diff(offset))
 
 
+def select_events(block: xr.Dataset, events: Array) -> xr.Dataset:
+    """Some events of a block whose rows have one flat dimension.
+
+    Parameters
+    ----------
+    block : xarray.Dataset
+        With `offset`, such as peaks or crystals.
+    events : (n,) int
+        Rising.
+
+    Returns
+    -------
+    xarray.Dataset
+
+    Examples
+    --------
+    >>> peaks = xr.Dataset({"offset": ("row_edge", [0, 2, 2, 5]), "fs": ("peak", np.arange(5))})
+    >>> some = select_events(peaks, np.array([0, 2]))
+    >>> some["offset"].values, some["fs"].values
+    (array([0, 2, 5]), array([0, 1, 2, 3, 4]))
+    """
+    beside = _beside(block)[1]
+    rows = (np.asarray(events, np.int64)[:, None] * beside + np.arange(beside)).ravel()
+    edges = block["offset"].values
+    count = np.diff(edges)[rows]
+    chosen = np.zeros(len(edges) - 1, np.bool_)
+    chosen[rows] = True
+    of_rows = chosen[rows_of(block)]
+    flat = {variable.dims[0]: of_rows for variable in block.drop_vars("offset").data_vars.values()}
+    kept = block.drop_vars("offset").isel({"event": events} | flat, missing_dims="ignore")
+    offset = np.concatenate([np.zeros(1, np.int64), np.cumsum(count, dtype=np.int64)])
+    return kept.assign(offset=("row_edge", offset, block["offset"].attrs))
+
+
 def _grows(dim: Hashable) -> bool:
     return dim not in (*BESIDE, "core", "particle_axis")
 

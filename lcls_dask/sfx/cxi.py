@@ -108,8 +108,8 @@ def write_cxi(
     if compression not in (None, "gzip"):
         raise ArgumentError(f"compression={compression!r} is not one that CrystFEL reads; choose None or 'gzip'")
     good = good_pixels(mask, geometry.shape)
-    with _new(Path(path)) as file:
-        writer = _Writer(file, geometry, array.dtype, compression, str(array.attrs.get("units", "1")))
+    with new_file(Path(path)) as file:
+        writer = Writer(file, geometry, array.dtype, compression, str(array.attrs.get("units", "1")))
         writer.once(good, powder)
         for first, last, values, found in _blocks(array, ragged):
             kept = np.flatnonzero(chosen(first, last))
@@ -155,8 +155,23 @@ def _some(peaks: xr.Dataset, first: int, last: int, segments: int) -> xr.Dataset
 
 
 @contextmanager
-def _new(path: Path) -> "Iterator[h5py.File]":
-    """A file that is there when it is finished, or not at all."""
+def new_file(path: Path) -> "Iterator[h5py.File]":
+    """An HDF5 file that is there when it is finished, or not at all.
+
+    Parameters
+    ----------
+    path : Path
+        Until then it has ``.partial`` behind its name.
+
+    Yields
+    ------
+    h5py.File
+
+    Raises
+    ------
+    TargetExistsError
+        There is a file already.
+    """
     import h5py
 
     if path.exists():
@@ -172,8 +187,20 @@ def _new(path: Path) -> "Iterator[h5py.File]":
         part.unlink(missing_ok=True)
 
 
-class _Writer:
-    """Appends events to the datasets of a CXI file."""
+class Writer:
+    """Appends events to the datasets of a CXI file.
+
+    Parameters
+    ----------
+    file : h5py.File
+        Empty.
+    geometry : Geometry
+    dtype : dtype
+        Of the pixels.
+    compression : {None, "gzip"}
+    units : str
+        Of the pixels.
+    """
 
     def __init__(
         self, file: "h5py.File", geometry: Geometry, dtype: np.dtype[Any], compression: str | None, units: str
@@ -214,7 +241,15 @@ class _Writer:
         return made
 
     def once(self, good: Array | None, powder: xr.Dataset | None) -> None:
-        """What is of the detector, or of all events."""
+        """Write what is of the detector, or of all events.
+
+        Parameters
+        ----------
+        good : (segment, row, column) bool, optional
+            Pixels that count, beside those that the geometry calls bad.
+        powder : xarray.Dataset, optional
+            What `powder` gave with hits.
+        """
         used = np.ones(self._geometry.shape, np.bool_) if good is None else good.copy()
         if self._geometry.bad is not None:
             used &= ~self._geometry.bad
@@ -229,7 +264,22 @@ class _Writer:
     def append(
         self, values: Array, peaks: xr.Dataset, kept: Array, first: int, energies: Array, stamps: Array | None
     ) -> None:
-        """Some events of a block, whose peaks are those of the whole block."""
+        """Write some events of a block.
+
+        Parameters
+        ----------
+        values : (n, segment, row, column) array
+            Their frames.
+        peaks : xarray.Dataset
+            Of all events of the block.
+        kept : (n,) int
+            Which events these are, within the block.
+        first : int
+            The block's first event.
+        energies : (n,) float64
+            [eV].
+        stamps : (n,) uint64, optional
+        """
         segments, count = self._geometry.shape[0], len(kept)
         if not count:
             return

@@ -18,41 +18,107 @@ Array = np.ndarray[Any, np.dtype[Any]]
 Part = tuple[Array, Array, Array, Array, Array]
 
 
-def _sum(values: Array, coords: xr.Dataset, group: Array, several: int) -> Part:
+def no_frames(shape: tuple[int, ...], several: int) -> Part:
+    """Sums of no frames yet.
+
+    Parameters
+    ----------
+    shape : (int, int, int)
+        Segments, rows, columns.
+    several : int
+        Groups.
+
+    Returns
+    -------
+    Part
+    """
+    of_each = (several, *shape)
+    return (
+        np.zeros(of_each, np.uint32), np.zeros(of_each), np.zeros(of_each), np.full(of_each, -np.inf, np.float32),
+        np.zeros(several, np.int64),
+    )  # fmt: skip
+
+
+def add_frames_to(part: Part, values: Array, coords: xr.Dataset, group: Array) -> None:
+    """Add frames to the sums of their groups, in place.
+
+    Parameters
+    ----------
+    part : Part
+        Such as `no_frames` gives.
+    values : (event, segment, row, column) array
+    coords : xarray.Dataset
+        Of the events; its `present` says which segments are there.
+    group : (event,) int64
+        -1 for none.
+    """
     from .kernels.powder import add_frames, add_whole_frames
 
     if values.dtype.kind == "f" or not present_of(coords, values.shape[:2]).all():
         values = as_float32(values, coords)
-    shape = values.shape[1:]
-    n = int(np.prod(shape))
-    part = (
-        np.zeros((several, n), np.uint32),
-        np.zeros((several, n)),
-        np.zeros((several, n)),
-        np.full((several, n), -np.inf, np.float32),
-    )
+    several, n = len(part[4]), int(np.prod(values.shape[1:]))
     add = add_frames if values.dtype.kind == "f" else add_whole_frames
-    add(np.ascontiguousarray(values).reshape(len(values), n), group, *part)
-    frames = np.bincount(group[group >= 0], minlength=several)
-    count, total, square, most = (one.reshape(several, *shape) for one in part)
-    return count, total, square, most, frames
+    sums = (one.reshape(several, n) for one in part[:4])
+    add(np.ascontiguousarray(values).reshape(len(values), n), group, *sums)
+    part[4][:] += np.bincount(group[group >= 0], minlength=several)
 
 
-def _add(parts: Sequence[Part]) -> Part:
-    first, *others = parts
-    count, total, square, most, frames = (np.array(one) for one in first)
-    for other in others:
-        count += other[0]
-        total += other[1]
-        square += other[2]
-        np.maximum(most, other[3], out=most)
-        frames += other[4]
-    return count, total, square, most, frames
+def _sum(values: Array, coords: xr.Dataset, group: Array, several: int) -> Part:
+    part = no_frames(values.shape[1:], several)
+    add_frames_to(part, values, coords, group)
+    return part
 
 
-def _finished(part: Part, names: tuple[str, ...], units: str, segments: xr.DataArray) -> xr.Dataset:
+def add_sums(parts: Sequence[Part]) -> Part:
+    """Sums of all frames of all parts.
+
+    Parameters
+    ----------
+    parts : sequence of Part
+
+    Returns
+    -------
+    Part
+    """
+    count, total, square, most, frames = (np.array(one) for one in parts[0])
+    sums = count, total, square, most, frames
+    for part in parts[1:]:
+        add_to(sums, part)
+    return sums
+
+
+def add_to(sums: Part, part: Part) -> None:
+    """Add sums of other frames, in place: they are large.
+
+    Parameters
+    ----------
+    sums, part : Part
+    """
+    for i, (one, other) in enumerate(zip(sums, part, strict=True)):
+        if i == 3:
+            np.maximum(one, other, out=one)
+        else:
+            np.add(one, other, out=one)
+
+
+def finished(part: Part, names: tuple[str, ...], units: str, segments: xr.DataArray) -> xr.Dataset:
+    """The pattern of each group, of its sums.
+
+    Parameters
+    ----------
+    part : Part
+    names : tuple of str
+        Of the groups; where there is one more than groups, the first is of all together.
+    units : str
+    segments : (segment) xarray.DataArray
+
+    Returns
+    -------
+    xarray.Dataset
+        See `powder`.
+    """
     count, total, square, most, frames = part
-    if len(names) == 3:  # all of hits and misses
+    if len(names) > len(frames):
         count, total, square, most, frames = _with_all(part)
     there = count > 0
     number = np.maximum(count, 1)
@@ -112,7 +178,7 @@ def powder_reduction(units: str, segments: xr.DataArray, hits: bool) -> Reductio
     names = ("all", "hits", "misses") if hits else ("all",)
     several = 2 if hits else 1
     return Reduction(
-        partial(_sum, several=several), _add, partial(_finished, names=names, units=units, segments=segments)
+        partial(_sum, several=several), add_sums, partial(finished, names=names, units=units, segments=segments)
     )
 
 

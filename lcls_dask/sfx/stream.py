@@ -308,9 +308,9 @@ def _write(
     events = len(offset) - 1
     peak_edges = None if peaks is None else peaks["offset"].values
     if peak_edges is not None:
-        if events == 0 or (len(peak_edges) - 1) % events:
+        if (len(peak_edges) - 1) % max(events, 1) or (len(peak_edges) > 1 and not events):
             raise ArgumentError(f"peaks: have {len(peak_edges) - 1} rows, which are not of {events} events")
-        peak_edges = peak_edges[:: (len(peak_edges) - 1) // events]
+        peak_edges = peak_edges[:: max((len(peak_edges) - 1) // max(events, 1), 1)]
     cell = as_cell(crystals.attrs["cell"], crystals.attrs.get("space_group")) if "cell" in crystals.attrs else None
     spot = _written_places(reflections, "reflection", geometry)
     peak = None if peaks is None else _written_places(peaks, "peak", geometry)

@@ -1,0 +1,335 @@
+"""The whole chain for a run: frames, peaks, hits, crystals, reflections, merged intensities, in a directory.
+
+Blocks of frames are independent tasks, each of which keeps its result in a file. What is finished is not done again,
+so an interrupted run goes on where it was; the results of all blocks are put together at the end.
+"""
+
+import importlib.metadata
+import json
+import shutil
+from collections.abc import Sequence
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from dask.base import compute
+from dask.delayed import delayed
+
+from ..access.run import Run
+from ..errors import ArgumentError, FormatError, StorageError, TargetExistsError
+from ..reduce.ragged import Ragged, empty_like, select_events
+from .blocks import RAGGED, SUMS, Block, Found, read_photons, reduce_block, writing
+from .figures import figures_of_merit
+from .files import whole_file, write_hkl, write_mtz
+from .frames import fits
+from .geometry.crystfel import crystfel_text
+from .geometry.files import write_geometry
+from .kept import load
+from .merging import merge
+from .patterns import Part, add_to, finished
+from .recipe import Settings, Tools
+from .runs import frames_of
+from .stream import write_stream
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+#: What OUT gets, beside pictures: the last of them last, and when it is there all are.
+SETTINGS, GEOMETRY, HITS, STREAM, MTZ, HKL, RESULT = (
+    "settings.json", "geometry.geom", "hits.lst", "crystals.stream", "merged.mtz", "merged.hkl", "sfx.zarr",
+)  # fmt: skip
+
+#: Frames of a task: a powder pattern of each is kept, of 48 bytes a pixel, so few frames to a task would write much.
+FEWEST, MOST, SHARE = 32, 256, 16
+
+#: Raised when what is kept, or how it is made, changes.
+FORMAT = 1
+
+
+def analyse(run: Run, out: str | Path, settings: Settings) -> xr.DataTree:
+    """Reduce a run's area detector on Dask, and write what comes out.
+
+    Results of blocks of frames that are in `out` already, of the same run, settings and contents of files, are not
+    made again. A frame that fails is marked as bad, and the run goes on.
+
+    Parameters
+    ----------
+    run : Run
+    out : str or Path
+        Directory, which workers must see at the same place, as they must the files that the settings name.
+    settings : Settings
+
+    Returns
+    -------
+    xarray.DataTree
+        What ``sfx.zarr`` holds: `frames`, `peaks` of all frames; `crystals` of hits, `reflections` of crystals;
+        `powder/hits`, `powder/misses`; `merged` and `figures`, where there are crystals.
+
+    Raises
+    ------
+    SelectionError
+        The run has no area detector, or several.
+    ArgumentError
+        A setting is out of range, the run is empty, frames do not fit geometry or constants, or no frame could be used.
+    TargetExistsError
+        `out` has results of another run, or of other settings.
+    StorageError
+        A file could not be written.
+
+    Examples
+    --------
+    >>> settings = Settings("jungfrau4M.geom", (79.1, 79.1, 37.9, 90, 90, 90), "P43212", "constants.h5")
+    >>> result = analyse(run, "out", settings)  # doctest: +SKIP
+    >>> float(result["figures/cc_half_overall"])  # doctest: +SKIP
+    0.98
+    """
+    out = Path(out).absolute()
+    tools = Tools.of(settings, run.number)
+    blocks = blocks_of(run, out, tools)
+    _begin(out, run, tools, blocks)
+    if not (out / RESULT).exists():
+        _reduce(blocks, tools)
+        _finish(run, out, tools, blocks)
+    shutil.rmtree(out / "blocks", ignore_errors=True)
+    return open_result(out)
+
+
+def open_result(out: str | Path) -> xr.DataTree:
+    """What `analyse` wrote, lazily.
+
+    Parameters
+    ----------
+    out : str or Path
+
+    Returns
+    -------
+    xarray.DataTree
+
+    Examples
+    --------
+    >>> open_result("out")["crystals/cell"].mean("crystal")  # doctest: +SKIP
+    """
+    return xr.open_datatree(Path(out) / RESULT, engine="zarr", consolidated=False, chunks=None)
+
+
+def blocks_of(run: Run, out: Path, tools: Tools) -> list[Block]:
+    """Blocks of a run's frames.
+
+    Parameters
+    ----------
+    run : Run
+    out : Path
+    tools : Tools
+
+    Returns
+    -------
+    list of Block
+
+    Raises
+    ------
+    ArgumentError
+        There are no frames, or they do not fit geometry or constants.
+    """
+    settings = tools.settings
+    frames = frames_of(run, settings.detector)
+    fits(frames, tools.geometry.shape, "the geometry")
+    if tools.calibration is not None and frames.dtype != np.uint16:
+        raise ArgumentError(f"{frames.name}: is {frames.dtype}, and constants are for raw frames of uint16")
+    events = frames.sizes["event"]
+    if not events:
+        raise ArgumentError(f"{run.path}: has no events")
+    length = settings.block or int(np.clip(events // SHARE, FEWEST, MOST))
+    coords = xr.Dataset(
+        coords={
+            "timestamp": ("event", frames["timestamp"].values, frames["timestamp"].attrs),
+            "frame": ("event", np.arange(events), {"units": "1", "long_name": "event of the run"}),
+            "present": (("event", "segment"), frames["present"].values, frames["present"].attrs),
+            "segment": frames["segment"].values if "segment" in frames.coords else np.arange(frames.sizes["segment"]),
+        }
+    )
+    digest = f"{run.snapshot[:12]}-{tools.digest}"
+    edges = [*range(0, events, length), events]
+    return [
+        Block(run, str(frames.name), settings, digest, out, coords.isel(event=slice(first, last)))
+        for first, last in pairwise(edges)
+    ]
+
+
+def photons_of(run: Run, settings: Settings, event: int) -> Array:
+    """One calibrated frame.
+
+    Parameters
+    ----------
+    run : Run
+    settings : Settings
+    event : int
+        Of the run.
+
+    Returns
+    -------
+    (segment, row, column) float32
+
+    Examples
+    --------
+    >>> photons_of(run, settings, 7).shape  # doctest: +SKIP
+    (8, 512, 1024)
+    """
+    tools = Tools.of(settings, run.number)
+    block = next(one for one in blocks_of(run, Path(), tools) if one.last > event)
+    made: Array = read_photons(block, tools, block.coords.isel(event=[event - block.first]))[0]
+    return made
+
+
+def _begin(out: Path, run: Run, tools: Tools, blocks: Sequence[Block]) -> None:
+    """Write down what the results are of, or compare it with what is written down."""
+    told = {
+        "format": FORMAT, "experiment": run.experiment, "run": run.number, "snapshot": run.snapshot,
+        "events": blocks[-1].last, "frames of a task": blocks[0].last, **tools.described(),
+    }  # fmt: skip
+    path = out / SETTINGS
+    with writing(path):
+        (out / "blocks").mkdir(parents=True, exist_ok=True)
+        (out / "hits").mkdir(exist_ok=True)
+    if not path.exists():
+        for name in (GEOMETRY, HITS, STREAM, MTZ, HKL, RESULT):
+            if (out / name).exists():
+                raise TargetExistsError(f"{out / name}: is there already; choose another directory with --out")
+        with writing(path), whole_file(path) as place:
+            place.write_text(json.dumps(told, indent=1) + "\n")
+        return
+    try:
+        before = json.loads(path.read_text())
+        other = next(((key, before.get(key), value) for key, value in told.items() if before.get(key) != value), None)
+    except (ValueError, AttributeError):
+        raise FormatError(
+            f"{path}: is no file of settings; remove it, or choose another directory with --out"
+        ) from None
+    if other is not None:
+        key, old, new = other
+        raise TargetExistsError(
+            f"{out}: has results made with other settings ({key} was {old}, and is {new}); choose another directory "
+            "with --out, or remove that one"
+        )
+
+
+def _reduce(blocks: Sequence[Block], tools: Tools) -> None:
+    """Make what is missing."""
+    work: Any = delayed(reduce_block, pure=False)
+    together: Any = compute
+    together(*(work(block, tools.digest) for block in blocks if not block.path.exists()))
+    missing = [block.path for block in blocks if not block.path.exists()]
+    if missing:
+        raise StorageError(f"{missing[0]}: was written by a worker and is not here; all must see {missing[0].parent}")
+
+
+def _finish(run: Run, out: Path, tools: Tools, blocks: Sequence[Block]) -> None:
+    """Put the results of all blocks together, and write the files that are not there yet."""
+    found = Found.together([Found(*(load(block.path, name) for name in ("frames", *RAGGED))) for block in blocks])
+    reasons = found.frames.attrs["reasons"]
+    if len(reasons) == found.frames.sizes["event"]:
+        raise ArgumentError(f"{run.path}: no frame could be used; of the first: {next(iter(reasons.values()))}")
+    hit = np.flatnonzero(found.frames["hit"].values)
+    peaks = select_events(found.peaks, hit)
+    crystals = found.crystals.assign_coords(_names(blocks, found.frames, tools))
+    made = {"frames": found.frames, "peaks": found.peaks, "crystals": found.crystals, "reflections": found.reflections}
+    made |= _powder(blocks, tools, found.peaks["segment"])
+    if crystals.sizes["crystal"]:
+        made["merged"], made["figures"] = _merged(blocks, tools)
+    geometry = tools.geometry
+    files: dict[str, Any] = {
+        GEOMETRY: lambda path: write_geometry(geometry, path),
+        STREAM: lambda path: write_stream(
+            path, crystals, found.reflections, peaks, geometry=geometry,
+            geometry_text=crystfel_text(geometry, adu_per_photon=1.0),
+        ),
+    }  # fmt: skip
+    if tools.settings.cxi:
+        files[HITS] = lambda path: _write_list(
+            path, [str(block.cxi.relative_to(out)) for block in blocks if block.cxi.exists()]
+        )
+    if "merged" in made:
+        files |= {MTZ: partial(write_mtz, made["merged"]), HKL: partial(write_hkl, made["merged"])}
+    for name, write in files.items():
+        if not (out / name).exists():
+            with writing(out / name):
+                write(out / name)
+    _write_result(xr.DataTree.from_dict({"/": xr.Dataset(attrs=_told(run, tools)), **made}), out / RESULT)
+
+
+def _names(blocks: Sequence[Block], frames: xr.Dataset, tools: Tools) -> dict[str, Any]:
+    """Where CrystFEL finds each hit: the file, and which frame of it."""
+    file, event = [], []
+    for block in blocks:
+        hit = np.flatnonzero(frames["hit"].values[block.first : block.last])
+        file += [f"hits/{block.cxi.name}" if tools.settings.cxi else block.run.path] * len(hit)
+        event += [f"//{i}" for i in (range(len(hit)) if tools.settings.cxi else hit + block.first)]
+    names = {"filename": np.array(file, np.str_), "event_name": np.array(event, np.str_)}
+    return {name: ("event", values) for name, values in names.items()} | {
+        "hit": ("event", np.ones(len(file), np.bool_))
+    }
+
+
+def _merged(blocks: Sequence[Block], tools: Tools) -> tuple[xr.Dataset, xr.Dataset]:
+    settings = tools.settings
+    read: Any = delayed(load, pure=False)
+    reflections = Ragged.from_blocks(
+        [read(block.path, "reflections") for block in blocks],
+        [block.last - block.first for block in blocks],
+        empty_like(load(blocks[0].path, "reflections")),
+    )
+    merged = merge(
+        reflections, tools.cell, scale=settings.scale, reject=settings.reject, anomalous=settings.anomalous
+    )  # fmt: skip
+    return merged, figures_of_merit(merged, min(settings.shells, merged.sizes["reflection"]))
+
+
+def _powder(blocks: Sequence[Block], tools: Tools, segments: xr.DataArray) -> dict[str, xr.Dataset]:
+    """Of hits and misses; means and deviations as float32, which they are good to."""
+    sums: Part | None = None
+    for block in blocks:
+        kept = load(block.path, "powder")
+        part: Part = tuple(kept[name].values for name in SUMS)  # type: ignore[assignment]
+        if sums is None:
+            sums = part
+        else:
+            add_to(sums, part)
+    assert sums is not None
+    made = {}
+    for i, name in enumerate(("hits", "misses")):
+        one: Part = tuple(part[i : i + 1] for part in sums)  # type: ignore[assignment]
+        pattern = finished(one, (name,), tools.units, segments).drop_vars("sum").isel(group=0).drop_vars("group")
+        made[f"powder/{name}"] = pattern.assign(
+            {which: pattern[which].astype(np.float32, keep_attrs=True) for which in ("mean", "std")}
+        )
+    return made
+
+
+def _write_list(path: Path, names: Sequence[str]) -> None:
+    with whole_file(path) as place:
+        place.write_text("".join(f"{name}\n" for name in names))
+
+
+def _write_result(tree: xr.DataTree, path: Path) -> None:
+    """All groups, in a directory that gets its name when it is whole."""
+    part = path.with_name(f".{path.name}.partial")
+    with writing(path):
+        shutil.rmtree(part, ignore_errors=True)
+        tree.to_zarr(part, mode="w-", consolidated=False)
+        part.rename(path)
+
+
+def _told(run: Run, tools: Tools) -> dict[str, Any]:
+    return {
+        "experiment": run.experiment,
+        "run": run.number,
+        "snapshot": run.snapshot,
+        "state": run.state,
+        "d_min": tools.d_min,
+        "units": tools.units,
+        "versions": ", ".join(
+            f"{name} {importlib.metadata.version(name)}" for name in ("lcls_dask", "numpy", "numba", "xarray", "gemmi")
+        ),
+        **{f"settings.{key}": value for key, value in tools.described().items() if value is not None},
+    }
