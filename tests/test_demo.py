@@ -5,15 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray as xr
 
 from lcls_dask import open_run, simulate
 from lcls_dask.cli import main
 from lcls_dask.demo import intruder, kernels, referee, sfx, tof
 from lcls_dask.demo.page import Check, Section, write_page
-from lcls_dask.demo.pictures import assemble, radial_profile
 from lcls_dask.demo.site import acting_as, build_site, serving
 from lcls_dask.errors import GatewayError
 from lcls_dask.security.files import write_private
+from lcls_dask.sfx.chain import analyse
 
 
 def test_demo_finds_what_was_simulated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -27,7 +28,7 @@ def test_demo_finds_what_was_simulated(tmp_path: Path, capsys: pytest.CaptureFix
     assert told.count("  refused\n") >= 20
     page = (tmp_path / "index.html").read_text()
     assert "does not check the physics" in page
-    assert page.count("data:image/png;base64,") == len(list(tmp_path.glob("*.png"))) == 5
+    assert page.count("data:image/png;base64,") == len(list(tmp_path.glob("*.png"))) == 6
     # nothing is fetched from anywhere
     assert not re.search(r"(src|href)='(?!data:)", page)
     # keys and tokens are gone, and were never shown
@@ -98,12 +99,24 @@ def test_a_wrong_pulse_count_is_seen(tmp_path: Path) -> None:
     assert not tof.check(tmp_path / "run", nothing)[0].passed
 
 
-def test_a_wrong_hit_list_is_seen(tmp_path: Path) -> None:
-    simulate(tmp_path / "run", "sfx", events=2, seed=1)
-    shape = sfx.read_constants(tmp_path / "run").pedestal.shape
-    blank = sfx.Powder(np.zeros((2, *shape), np.uint32), np.zeros((2, 8), np.int64), {0: 0, 1: 0})
-    verdicts = {check.name: check.passed for check in sfx.check(tmp_path / "run", blank)}
-    assert verdicts["segments summed"] is False
+def test_wrong_crystals_are_seen(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    simulate(path, "sfx", events=4, seed=3)
+    tree = analyse(open_run(path), tmp_path / "out", sfx.settings_of(path, 4))
+    verdicts = [check.passed for check in sfx.check(path, sfx.Result(tree, b""))]
+    assert verdicts == [True] * 4
+    frames, peaks, crystals, merged = (
+        tree[name].to_dataset().load() for name in ("frames", "peaks", "crystals", "merged")
+    )
+    wrong = {
+        "frames": frames.assign(hit=~frames["hit"]),
+        "peaks": peaks.assign(fs=peaks["fs"] + 2),
+        "crystals": crystals.assign(matrix=crystals["matrix"][::-1]),
+        "merged": merged.assign(intensity=merged["intensity"][::-1]),
+    }
+    bad = sfx.Result(xr.DataTree.from_dict(wrong), b"")
+    assert [check.passed for check in sfx.check(path, bad)] == [False] * 4
+    assert bad != sfx.Result(tree, b"")
 
 
 def pulses(times: list[float], length: int = 64) -> np.ndarray:
@@ -130,32 +143,6 @@ def test_noise_is_no_pulse() -> None:
     samples = np.random.default_rng(1).normal(2048, 4, 64).astype(np.uint16)
     window = (np.array([0, 1]), np.array([0], np.int32), np.array([0, 64]), samples)
     assert kernels.find_arrivals(*window, np.full((1, 4), 2048.0), -1, 60.0, 10.0, counts) == 0
-
-
-def test_strong_pixels_leave_out_hot_ones_and_gain_bits() -> None:
-    frame = np.full((2, 3), 2700, np.uint16)
-    frame[0, 0] = 9000  # strong
-    frame[0, 1] = 9000  # strong, but hot
-    frame[1, 2] |= 0xC000  # another gain, no signal
-    good = np.ones((2, 3), bool)
-    good[0, 1] = False
-    assert kernels.count_strong(frame, np.full((2, 3), 2700, np.float32), good, 500.0) == 1
-    total = np.zeros((1, 2, 3), np.uint32)
-    kernels.add_frame(frame[None], total)
-    assert total[0, 1, 2] == 2700
-
-
-def test_assembled_pixels_are_all_there() -> None:
-    assembled = assemble(np.ones((8, 512, 1024)))
-    # rounding lets a few neighbours of turned modules fall on one another
-    assert np.nansum(assembled) > 0.97 * 8 * 512 * 1024
-    assert np.nanmax(assembled) == 1
-
-
-def test_radial_profile_of_a_constant() -> None:
-    edges, mean = radial_profile(np.where(np.arange(1024) % 2, 2.0, np.nan) * np.ones((8, 512, 1)), bins=20)
-    assert len(edges) == 21
-    assert mean == pytest.approx(2.0)
 
 
 def test_page_escapes_and_marks(tmp_path: Path) -> None:

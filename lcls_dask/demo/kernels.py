@@ -1,4 +1,4 @@
-"""The two reductions of the demo as compiled loops: arrival times of digitizer windows, strong pixels of frames."""
+"""The demo's reduction as a compiled loop: arrival times of digitizer windows."""
 
 import numpy as np
 from numba import njit
@@ -71,46 +71,3 @@ def find_arrivals(window_edge, start, sample_edge, samples, baseline, polarity, 
                 elif value > low + threshold:
                     rising, top, at = True, value, i
     return found
-
-
-@njit(cache=True, nogil=True)
-def count_strong(frame, pedestal, good, threshold):
-    """Count the pixels of one segment that stand out.
-
-    Parameters
-    ----------
-    frame : (row, column) uint16
-        Raw pixels; the two upper bits hold the gain.
-    pedestal : (row, column) float32
-        Of the highest gain.
-    good : (row, column) bool
-        Pixels that count.
-    threshold : float
-        Above the pedestal, ADU.
-
-    Returns
-    -------
-    int
-        Strong pixels.
-    """
-    strong = 0
-    for row in range(frame.shape[0]):
-        for column in range(frame.shape[1]):
-            if (frame[row, column] & 0x3FFF) - pedestal[row, column] > threshold and good[row, column]:
-                strong += 1
-    return strong
-
-
-@njit(cache=True, nogil=True)
-def add_frame(frame, total):
-    """Add raw pixels, without the gain bits, to a sum.
-
-    Parameters
-    ----------
-    frame : (segment, row, column) uint16
-    total : (segment, row, column) uint32
-    """
-    for segment in range(frame.shape[0]):
-        for row in range(frame.shape[1]):
-            for column in range(frame.shape[2]):
-                total[segment, row, column] += frame[segment, row, column] & 0x3FFF

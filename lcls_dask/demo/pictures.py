@@ -4,11 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xarray as xr
 
 from .. import plot
-from ..facility.geometry import PIXEL, jungfrau_4m, pixel_positions
-from ..facility.sfx import DISTANCE, WAVELENGTH
-from . import sfx, tof
+from ..access.run import Run
+from ..plot import crystals
+from ..sfx.chain import photons_of
+from ..sfx.recipe import Settings, Tools
+from . import tof
 from .page import Picture
 
 Array = np.ndarray[Any, Any]
@@ -47,88 +50,24 @@ def tof_pictures(out: Path, spectrum: tof.Spectrum) -> list[Picture]:
     ]
 
 
-def sfx_pictures(out: Path, powder: sfx.Powder, constants: sfx.Constants) -> list[Picture]:
-    """Draw the powder pattern, its radial profile, and hits and blanks."""
-    photons = powder.photons(constants)
-    title = f"Powder pattern: mean of {len(powder.hits())} hits less the mean of the blanks"
-    pattern = plot.image(assemble(photons), "photons above background", title, width=8, low=0.0)
-    edges, profile = radial_profile(photons)
-    radial = plot.lines(
-        edges, {"mean": profile}, "1/d (1/Å)", "photons a pixel", "The same by resolution: rings of lysozyme"
-    )
-    strong = np.array([powder.strong[event] for event in sorted(powder.strong)])
-    hits = plot.lines(
-        np.arange(len(strong)),
-        {"frames": strong, f"threshold, {sfx.HIT_PIXELS}": np.full(len(strong), sfx.HIT_PIXELS)},
-        "event",
-        f"pixels above {sfx.STRONG_PHOTONS:g} photons",
-        "Hits and blanks",
-    )
-    hits.axes[0].set_yscale("symlog")
-    hits.axes[0].lines[0].set(linestyle="none", marker=".")
-    hits.axes[0].legend()
-    return [
+def sfx_pictures(out: Path, run: Run, settings: Settings, tree: xr.DataTree) -> list[Picture]:
+    """Draw the powder pattern with the peaks, hits over time, an indexed frame, and shells of resolution."""
+    geometry = Tools.of(settings, run.number).geometry
+    made = [
         _save(
-            pattern,
-            out / "sfx-powder.png",
-            "Powder pattern in the detector's layout; the beam passes through the hole.",
+            crystals.powder_with_peaks(tree, geometry), out / "sfx-powder.png",
+            "Powder pattern and peaks, as the detector lies; the beam passes through the hole.",
         ),
-        _save(radial, out / "sfx-radial.png", "Mean of the powder pattern over rings about the beam."),
-        _save(hits, out / "sfx-hits.png", "Strong pixels of each frame: hits stand far above blanks."),
-    ]
-
-
-def radial_profile(values: Array, bins: int = 300) -> tuple[Array, Array]:
-    """Mean over rings of equal resolution.
-
-    Parameters
-    ----------
-    values : (8, 512, 1024)
-        NaN where a pixel does not count.
-    bins : int
-
-    Returns
-    -------
-    edges : (bins + 1,) float64
-        Of 1/d [1/Å].
-    mean : (bins,) float64
-
-    Examples
-    --------
-    >>> edges, mean = radial_profile(np.ones((8, 512, 1024)))
-    >>> float(mean[-1])
-    1.0
-    """
-    xy = pixel_positions(jungfrau_4m()) * PIXEL
-    resolution = 2 * np.sin(np.arctan(np.hypot(xy[..., 0], xy[..., 1]) / DISTANCE) / 2) / WAVELENGTH
-    good = np.isfinite(values)
-    count, edges = np.histogram(resolution[good], bins)
-    total, _ = np.histogram(resolution[good], edges, weights=values[good])
-    return edges, total / np.maximum(count, 1)
-
-
-def assemble(values: Array) -> Array:
-    """Pixels of the Jungfrau 4M where they are, seen against the beam.
-
-    Parameters
-    ----------
-    values : (8, 512, 1024)
-
-    Returns
-    -------
-    (row, column) float64
-        NaN between the modules.
-
-    Examples
-    --------
-    >>> assemble(np.zeros((8, 512, 1024))).ndim
-    2
-    """
-    place = np.floor(pixel_positions(jungfrau_4m())).astype(int)
-    place -= place.reshape(-1, 2).min(axis=0)
-    canvas = np.full((place[..., 1].max() + 1, place[..., 0].max() + 1), np.nan)
-    canvas[place[..., 1].max() - place[..., 1], place[..., 0]] = values
-    return canvas
+        _save(crystals.hit_rate(tree), out / "sfx-hits.png", "Hits, and frames that were indexed."),
+    ]  # fmt: skip
+    if "figures" in tree.children:
+        event = int(tree["crystals"].to_dataset()["frame"][0])
+        frame = crystals.indexed_frame(tree, geometry, event, photons_of(run, settings, event))
+        made += [
+            _save(frame, out / "sfx-frame.png", "A frame with its peaks and the reflections that were integrated."),
+            _save(crystals.resolution_shells(tree), out / "sfx-shells.png", "Figures of merit by resolution."),
+        ]
+    return made
 
 
 def _save(figure: Any, path: Path, caption: str) -> Picture:

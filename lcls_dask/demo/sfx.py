@@ -1,159 +1,126 @@
-"""The demo's crystallography run: frames with many strong pixels are hits, and hits are summed to a powder pattern."""
+"""The demo's crystallography run: the whole chain, from frames to merged intensities, and what the truth says of it."""
 
 import json
-from collections.abc import Sequence
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import xarray as xr
+from distributed import Client
 
-from . import kernels
+from ..access.run import Run
+from ..sfx.cell import Cell, as_cell
+from ..sfx.chain import MTZ, analyse, blocks_of
+from ..sfx.merging import pack, to_asu
+from ..sfx.recipe import Settings, Tools
 from .page import Check
-from .workers import Block
-
-if TYPE_CHECKING:
-    import xarray as xr
+from .workers import Pass, kill_one
 
 Array = np.ndarray[Any, Any]
 
-#: A pixel is strong above this many photons; a frame is a hit with this many strong pixels.
-STRONG_PHOTONS, HIT_PIXELS = 7.0, 30
-#: Spots of this many photons must be seen in the powder pattern.
-BRIGHT_PHOTONS = 400.0
+#: Blocks that the frames are shared among, and frames that each has at least.
+BLOCKS, FEWEST = 8, 4
+#: Spots of this many photons must be found as peaks, within so many pixels.
+BRIGHT_PHOTONS, NEAR_PIXELS = 150.0, 1.0
+#: Orientations must be as near to the truth [degree], and merged intensities correlate with it like this.
+NEAR_DEGREES, CORRELATION = 0.2, 0.7
 
 
 @dataclass(frozen=True)
-class Constants:
-    """Calibration constants of the detector.
+class Result:
+    """What the chain wrote.
 
     Attributes
     ----------
-    pedestal : (segment, row, column) float32
-        Of the highest gain, ADU.
-    good : (segment, row, column) bool
-        False for hot pixels.
-    adu_per_photon : float
+    tree : xarray.DataTree
+    mtz : bytes
+        The file of merged intensities.
     """
 
-    pedestal: Array
-    good: Array
-    adu_per_photon: float
-
-
-@dataclass(frozen=True)
-class Powder:
-    """Sums of raw frames, hits and blanks apart.
-
-    Attributes
-    ----------
-    total : (2, segment, row, column) uint32
-        Of blanks and of hits; raw values without the gain bits, so that any order gives the same sum. Exact for
-        262,144 frames, and half of what 64 bits would send between workers.
-    frames : (2, segment) int64
-        How many frames of each segment are in the sums: absent ones are not.
-    strong : dict of int to int
-        Strong pixels by event.
-    """
-
-    total: Array
-    frames: Array
-    strong: dict[int, int]
+    tree: xr.DataTree
+    mtz: bytes
 
     def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, Powder)
-            and np.array_equal(self.total, other.total)
-            and np.array_equal(self.frames, other.frames)
-            and self.strong == other.strong
-        )
+        return isinstance(other, Result) and self.mtz == other.mtz and self.tree.identical(other.tree)
 
     __hash__ = None  # type: ignore[assignment]
 
-    def hits(self) -> list[int]:
-        """Events that are hits, ascending."""
-        return sorted(event for event, count in self.strong.items() if count >= HIT_PIXELS)
 
-    def photons(self, constants: Constants) -> Array:
-        """Mean photons of a hit above those of a blank: (segment, row, column) float64, NaN where a pixel is hot."""
-        mean = self.total / np.maximum(self.frames, 1)[:, :, None, None]
-        return np.where(constants.good, (mean[1] - mean[0]) / constants.adu_per_photon, np.nan)
+def settings_of(path: Path, frames: int) -> Settings:
+    """What the chain is told of a simulated run.
 
-
-@dataclass(frozen=True)
-class Reduction:
-    """What a worker needs to reduce a block of events: the run by name and snapshot, and where the constants are.
-
-    Attributes
+    Parameters
     ----------
-    path, snapshot : str
-    truth : Path
-        Directory of ``truth.json`` and ``truth.zarr``.
+    path : Path
+        Of the run, and the files beside it.
+    frames : int
+
+    Returns
+    -------
+    Settings
+
+    Examples
+    --------
+    >>> settings_of(Path("run1"), 300).block
+    38
     """
-
-    path: str
-    snapshot: str
-    truth: Path
-
-    def __call__(self, block: Block) -> Powder:
-        """Reduce the events from the first to behind the last."""
-        run, constants = _root(self.path, self.snapshot), read_constants(self.truth)
-        frames, present = run["jungfrau.raw.raw"], run["jungfrau.raw.present"][block[0] : block[1]].values
-        total = np.zeros((2, *frames.shape[1:]), np.uint32)
-        count = np.zeros((2, frames.shape[1]), np.int64)
-        strong = {}
-        threshold = STRONG_PHOTONS * constants.adu_per_photon
-        for event in range(*block):
-            frame, there = frames[event].values, present[event - block[0]]
-            strong[event] = sum(
-                int(kernels.count_strong(frame[s], constants.pedestal[s], constants.good[s], threshold))
-                for s in np.flatnonzero(there)
-            )
-            hit = int(strong[event] >= HIT_PIXELS)
-            kernels.add_frame(frame, total[hit])
-            count[hit] += there
-        return Powder(total, count, strong)
+    return Settings(
+        str(path / "jungfrau4M.geom"), str(path / "lysozyme.cell"), "P43212", str(path / "constants.npz"), cxi=False,
+        block=max(FEWEST, -(-frames // BLOCKS)),
+    )  # fmt: skip
 
 
-def merge(parts: Sequence[Powder]) -> Powder:
-    """Add sums up: whole numbers, so the order does not matter."""
-    total, frames, strong = parts[0].total.copy(), parts[0].frames.copy(), dict(parts[0].strong)
-    for part in parts[1:]:
-        total += part.total
-        frames += part.frames
-        strong |= part.strong
-    return Powder(total, frames, strong)
+def reduce_run(client: Client, run: Run, out: Path, settings: Settings, *, kill: bool = False) -> Pass:
+    """Work through the chain on the workers.
+
+    Parameters
+    ----------
+    client : distributed.Client
+    run : Run
+    out : Path
+        Directory for what it writes.
+    settings : Settings
+    kill : bool
+        Kill one worker with SIGKILL as soon as a quarter of the blocks is finished.
+
+    Returns
+    -------
+    Pass
+        Of a `Result`.
+
+    Examples
+    --------
+    >>> with two_workers() as client:  # doctest: +SKIP
+    ...     reduce_run(client, run, Path("out"), settings_of(path, run.events)).result.tree
+    """
+    blocks = blocks_of(run, out, Tools.of(settings, run.number))
+    start = time.perf_counter()
+    killed, finished = None, 0
+    with ThreadPoolExecutor(1) as pool:
+        working = pool.submit(analyse, run, out, settings)
+        while kill and not working.done():
+            finished = sum(block.path.exists() for block in blocks)
+            if finished >= len(blocks) / 4:
+                killed = kill_one(client)
+                break
+            time.sleep(0.002)
+        tree = working.result()
+    mtz = out / MTZ
+    result = Result(tree, mtz.read_bytes() if mtz.exists() else b"")
+    return Pass(result, time.perf_counter() - start, len(blocks), killed, finished)
 
 
-@lru_cache(maxsize=2)
-def _root(path: str, snapshot: str) -> "xr.Dataset":
-    import xarray as xr
-
-    return xr.open_dataset(path, engine="lcls", snapshot=snapshot)
-
-
-@lru_cache(maxsize=1)
-def read_constants(truth: Path) -> Constants:
-    """Pedestals, hot pixels and gain, as they were simulated; read once in each process."""
-    import zarr
-
-    store = zarr.open_group(truth / "truth.zarr", mode="r")
-    pedestal = np.asarray(store["pedestal"], np.float32)
-    good = np.ones(pedestal.shape, bool)
-    good[tuple(np.asarray(store["hot_pixels"]).T)] = False
-    facts = json.loads((truth / "truth.json").read_text())["detector"]
-    return Constants(pedestal, good, float(facts["adu_per_photon"]))
-
-
-def check(truth: Path, powder: Powder) -> list[Check]:
-    """Compare hits and powder pattern with the crystals that were simulated.
+def check(truth: Path, result: Result) -> list[Check]:
+    """Compare hits, peaks, orientations and intensities with the crystals that were simulated.
 
     Parameters
     ----------
     truth : Path
         Directory of ``truth.json`` and ``truth.zarr``.
-    powder : Powder
+    result : Result
 
     Returns
     -------
@@ -161,42 +128,77 @@ def check(truth: Path, powder: Powder) -> list[Check]:
 
     Examples
     --------
-    >>> check(Path("demo-out/sfx"), powder)  # doctest: +SKIP
+    >>> check(Path("demo-out/sfx"), result)  # doctest: +SKIP
     """
     import zarr
 
     store = zarr.open_group(truth / "truth.zarr", mode="r")
-    written = np.asarray(store["written"])
-    hits = set(np.flatnonzero(np.asarray(store["hit"])).tolist())
-    found = set(powder.hits())
+    known = {name: np.asarray(array[...]) for name, array in store.arrays()}
+    frames, crystals = (result.tree[name].to_dataset() for name in ("frames", "crystals"))
+    cell = as_cell(crystals.attrs["cell"], crystals.attrs["space_group"])
+    hits, found = np.flatnonzero(known["hit"]), np.flatnonzero(frames["hit"].values)
+    seen, bright = _peaks_of_spots(result.tree["peaks"].to_dataset(), known)
+    frame = np.repeat(crystals["frame"].values, np.diff(crystals["offset"].values))
+    away = [_away(m, known["rotation"][i], cell) for i, m in zip(frame, crystals["matrix"].values, strict=True)]
+    near = int((np.array(away) < NEAR_DEGREES).sum())
     checks = [
-        Check("hits", f"{len(found)}", f"{len(hits)} of {len(written)} frames", found == hits),
+        Check("hits", f"{len(found)}", f"{len(hits)} of {len(known['hit'])} frames", np.array_equal(hits, found)),
         Check(
-            "segments summed",
-            f"{int(powder.frames.sum()):,}",
-            f"{int(written.sum()):,} in the files",
-            np.array_equal(powder.frames.sum(axis=0), written.sum(axis=0)),
+            f"spots above {BRIGHT_PHOTONS:g} photons found as peaks", f"{seen:,}", f"{bright:,} - 2 %",
+            seen >= 0.98 * bright,
         ),
-    ]
-    constants = read_constants(truth)
-    offset = np.asarray(store["spots.offset"])
-    event = np.repeat(np.arange(len(offset) - 1), np.diff(offset))
-    segment = np.asarray(store["spots.segment"]).astype(int)
-    rows, columns = constants.good.shape[1:]
-    row = np.rint(np.asarray(store["spots.row"])).astype(int).clip(0, rows - 1)
-    column = np.rint(np.asarray(store["spots.column"])).astype(int).clip(0, columns - 1)
-    bright = (np.asarray(store["spots.intensity"]) >= BRIGHT_PHOTONS) & written[event, segment]
-    bright &= constants.good[segment, row, column]
-    # such a spot alone lifts the sum of all hits at its pixel by more than this
-    lifted = powder.photons(constants) * np.maximum(powder.frames[1], 1)[:, None, None] > STRONG_PHOTONS
-    seen = int(np.count_nonzero(lifted[segment, row, column] & bright))
-    total = int(np.count_nonzero(bright))
-    checks.append(
         Check(
-            f"spots above {BRIGHT_PHOTONS:g} photons in the powder",
-            f"{seen:,}",
-            f"{total:,} ± 1 %",
-            abs(seen - total) <= max(1, 0.01 * total),
+            f"crystals within {NEAR_DEGREES:g} degree", f"{near} of {len(away)}", f"{len(hits)}",
+            near == len(away) == len(hits),
+        ),
+    ]  # fmt: skip
+    if "merged" in result.tree.children:
+        correlation = _correlation(result.tree["merged"].to_dataset(), known, truth, cell)
+        words = f"{correlation:.3f}"
+        checks.append(
+            Check("merged intensities, correlation", words, f"{CORRELATION:g} or more", correlation >= CORRELATION)
         )
-    )
     return checks
+
+
+def _peaks_of_spots(peaks: xr.Dataset, known: dict[str, Array]) -> tuple[int, int]:
+    """Bright spots that were found, and how many there are: those that reach no edge of a panel and no hot pixel."""
+    from scipy.spatial import cKDTree
+
+    event = np.repeat(np.arange(len(known["hit"])), np.diff(known["spots.offset"]))
+    segment, row, column = (known[f"spots.{name}"] for name in ("segment", "row", "column"))
+    inside = np.minimum(row % 256, 255 - row % 256) > 4
+    inside &= np.minimum(column % 256, 255 - column % 256) > 4
+    bright = (known["spots.intensity"] >= BRIGHT_PHOTONS) & inside & known["written"][event, segment]
+    # events and segments so far apart that nothing is near but in the same one
+    spots = np.column_stack([1e4 * event, 1e4 * segment, row, column])
+    hot = cKDTree(known["hot_pixels"] * (1e4, 1, 1))
+    bright &= hot.query(spots[:, 1:])[0] > 6
+    bright &= cKDTree(spots).query(spots, k=2)[0][:, 1] > 10
+    rows = np.repeat(np.arange(peaks.sizes["row_edge"] - 1), np.diff(peaks["offset"].values))
+    frame, where = np.divmod(rows, peaks.sizes["segment"])
+    found = np.column_stack([1e4 * frame, 1e4 * where, peaks["ss"].values, peaks["fs"].values])
+    if not len(found) or not bright.any():
+        return 0, int(bright.sum())
+    distance, _ = cKDTree(found).query(spots[bright])
+    return int((distance < NEAR_PIXELS).sum()), int(bright.sum())
+
+
+def _away(matrix: Array, rotation: Array, cell: Cell) -> float:
+    """Degrees between an orientation and the true one, up to the lattice's rotations."""
+    left, _, right = np.linalg.svd(np.diag(cell.parameters[:3]) @ matrix)
+    most = max(np.trace(turn @ left @ right @ rotation) for turn in cell.rotations)
+    return float(np.degrees(np.arccos(np.clip((most - 1) / 2, -1, 1))))
+
+
+def _correlation(merged: xr.Dataset, known: dict[str, Array], truth: Path, cell: Cell) -> float:
+    """Of merged intensities with the true ones, which fall with resolution by the B factor."""
+    hkl = np.stack([merged[name].values for name in "hkl"], axis=1)
+    unique = pack(to_asu(known["unique.hkl"], cell))
+    order = np.argsort(unique)
+    place = order[np.searchsorted(unique[order], pack(hkl)).clip(0, len(order) - 1)]
+    same = unique[place] == pack(hkl)
+    b_factor = json.loads((truth / "truth.json").read_text())["crystal"]["b_factor_A2"]
+    square = ((hkl / np.array(cell.parameters[:3])) ** 2).sum(axis=1)
+    true = known["unique.intensity"][place] * np.exp(-0.5 * b_factor * square)
+    return float(np.corrcoef(true[same], merged["intensity"].values[same])[0, 1])

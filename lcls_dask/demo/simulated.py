@@ -135,12 +135,13 @@ def _tof_section(reduced: Reduced, out: Path, say: Say) -> Section:
 
 
 def _sfx_section(reduced: Reduced, out: Path, say: Say) -> Section:
-    powder = reduced.quiet.result
+    settings = sfx.settings_of(reduced.path, reduced.run.events)
     return Section(
         "Crystallography: Jungfrau 4M",
-        f"A frame with {sfx.HIT_PIXELS} or more pixels above {sfx.STRONG_PHOTONS:g} photons is a hit.",
-        (*sfx.check(reduced.path, powder), *_common(reduced, "jungfrau", "sfx", say)),
-        pictures=tuple(sfx_pictures(out, powder, sfx.read_constants(reduced.path))),
+        "From raw frames to merged intensities, as lcls-dask sfx does it: calibration, peaks, hits, indexing by the "
+        "known cell, integration, merging.",
+        (*sfx.check(reduced.path, reduced.quiet.result), *_common(reduced, "jungfrau", "sfx", say)),
+        pictures=tuple(sfx_pictures(out, reduced.run, settings, reduced.quiet.result.tree)),
     )
 
 
@@ -166,9 +167,12 @@ def _tof(client: Client, site: Site, path: Path, say: Say) -> Reduced:
 def _sfx(client: Client, site: Site, path: Path, say: Say) -> Reduced:
     uri = f"lcls://{SFX_EXPERIMENT}/r0001"
     run = open_run(uri)
-    reduction = sfx.Reduction(uri, run.snapshot, path)
-    bulk = "/", "jungfrau.raw.raw"
-    return _twice(client, site, run, path, bulk, reduction, sfx.merge, run.events, 24, say)
+    settings = sfx.settings_of(path, run.events)
+    say(f"from frames to merged intensities: {run.path} on 2 workers")
+    quiet = sfx.reduce_run(client, run, site.folder / "sfx", settings)
+    say("the same, killing a worker on the way")
+    disturbed = sfx.reduce_run(client, run, site.folder / "sfx-again", settings, kill=True)
+    return _reduced(site, run, path, ("/", "jungfrau.raw.raw"), (run, settings), quiet, disturbed)
 
 
 def _twice(
@@ -190,8 +194,15 @@ def _twice(
     quiet = reduce_blocks(client, reduction, merge, parts)
     say("the same, killing a worker on the way")
     disturbed = reduce_blocks(client, reduction, merge, parts, kill=True)
+    return _reduced(site, run, path, bulk, reduction, quiet, disturbed)
+
+
+def _reduced(
+    site: Site, run: Run, path: Path, bulk: tuple[str, str], sent: object, quiet: Pass, disturbed: Pass
+) -> Reduced:
+    """Both passes, and how fast the same bytes are read; `sent` is what workers get."""
     files = sorted(path.glob("*.xtc2"))
-    size, exposed = sum(file.stat().st_size for file in files), secrets_in(site, pickle.dumps(reduction))
+    size, exposed = sum(file.stat().st_size for file in files), secrets_in(site, pickle.dumps(sent))
     return Reduced(run, path, size, read_raw(files), read_served(run, *bulk), quiet, disturbed, exposed)
 
 

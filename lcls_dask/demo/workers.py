@@ -125,7 +125,7 @@ def reduce_blocks(
     if kill:
         while (finished := sum(future.done() for future in futures)) < len(parts) / 4:
             time.sleep(0.002)
-        killed = _kill_one(client)
+        killed = kill_one(client)
     # groups of eight, so that no worker must hold all partial results at once
     level: list[Future[Any]] = futures
     while len(level) > 1:
@@ -134,8 +134,18 @@ def reduce_blocks(
     return Pass(result, time.perf_counter() - start, len(parts), killed, finished)
 
 
-def _kill_one(client: Client) -> int:
-    """Kill the worker that holds most results: the most has to be done again."""
+def kill_one(client: Client) -> int:
+    """Kill the worker that holds most results: the most has to be done again.
+
+    Parameters
+    ----------
+    client : distributed.Client
+
+    Returns
+    -------
+    int
+        Its process id.
+    """
     holds = client.has_what()
     address = max(holds, key=lambda worker: len(holds[worker]))
     pid: int = client.run(os.getpid, workers=[address])[address]
