@@ -20,9 +20,10 @@ from lcls_dask.errors import ArgumentError, StorageError
 from lcls_dask.facility import sfx as facility
 from lcls_dask.formats.xtc2.source import Xtc2Source
 from lcls_dask.sfx import blocks
-from lcls_dask.sfx.chain import analyse, open_result
+from lcls_dask.sfx.chain import analyse
 from lcls_dask.sfx.merging import pack, to_asu
 from lcls_dask.sfx.recipe import Settings
+from lcls_dask.sfx.results import open_result
 
 pytest.importorskip("gemmi", reason="gemmi is not installed: the chain of crystallography was NOT tested")
 

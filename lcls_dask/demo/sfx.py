@@ -13,9 +13,10 @@ from distributed import Client
 
 from ..access.run import Run
 from ..sfx.cell import Cell, as_cell
-from ..sfx.chain import MTZ, analyse, blocks_of
+from ..sfx.chain import analyse, blocks_of
 from ..sfx.merging import pack, to_asu
 from ..sfx.recipe import Settings, Tools
+from ..sfx.results import MTZ
 from .page import Check
 from .workers import Pass, kill_one
 
