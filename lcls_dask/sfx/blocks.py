@@ -214,7 +214,12 @@ def read_photons(block: Block, tools: Tools, coords: xr.Dataset) -> Array:
     (event, segment, row, column) float32
     """
     first, events = int(coords["frame"][0]), coords.sizes["event"]
-    raw = block.run.source.read("/", block.variable, slice(first, first + events))
+    try:
+        raw = block.run.source.read("/", block.variable, slice(first, first + events))
+    except OSError as error:
+        if isinstance(error, LclsError):
+            raise
+        raise StorageError(f"{block.run.path}: cannot be read: {error.strerror or error}; run again later") from error
     return as_float32(raw, coords) if tools.stages is None else calibrate_block(raw, coords, tools.stages)
 
 

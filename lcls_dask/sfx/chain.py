@@ -157,15 +157,14 @@ def _begin(out: Path, run: Run, tools: Tools, blocks: Sequence[Block]) -> None:
         "events": blocks[-1].last, "frames of a task": blocks[0].last, **tools.described(),
     }  # fmt: skip
     path = out / SETTINGS
-    with writing(path):
-        (out / "blocks").mkdir(parents=True, exist_ok=True)
-        (out / "hits").mkdir(exist_ok=True)
     if not path.exists():
         for name in (GEOMETRY, HITS, STREAM, MTZ, HKL, RESULT):
             if (out / name).exists():
                 raise TargetExistsError(f"{out / name}: is there already; choose another directory with --out")
-        with writing(path), whole_file(path) as place:
-            place.write_text(json.dumps(told, indent=1) + "\n")
+        with writing(path):
+            out.mkdir(parents=True, exist_ok=True)
+            with whole_file(path) as place:
+                place.write_text(json.dumps(told, indent=1) + "\n")
         return
     try:
         before = json.loads(path.read_text())
@@ -184,6 +183,9 @@ def _begin(out: Path, run: Run, tools: Tools, blocks: Sequence[Block]) -> None:
 
 def _reduce(blocks: Sequence[Block], tools: Tools) -> None:
     """Make what is missing."""
+    for path in {blocks[0].path, *([blocks[0].cxi] if tools.settings.cxi else [])}:
+        with writing(path):
+            path.parent.mkdir(exist_ok=True)
     work: Any = delayed(reduce_block, pure=False)
     together: Any = compute
     together(*(work(block, tools.digest) for block in blocks if not block.path.exists()))

@@ -76,7 +76,7 @@ def finish(run: Run, out: Path, tools: Tools, blocks: Sequence[Block]) -> None:
     crystals = found.crystals.assign_coords(_names(blocks, found.frames, tools))
     made = {"frames": found.frames, "peaks": found.peaks, "crystals": found.crystals, "reflections": found.reflections}
     made |= _powder(blocks, tools, found.peaks["segment"])
-    if crystals.sizes["crystal"]:
+    if found.reflections.sizes["reflection"]:
         made["merged"], made["figures"] = _merged(blocks, tools)
     geometry = tools.geometry
     files: dict[str, Any] = {
