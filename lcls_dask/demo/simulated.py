@@ -81,7 +81,7 @@ def demonstrate(out: Path, events: int, frames: int, say: Say) -> list[Section]:
 
     Examples
     --------
-    >>> demonstrate(Path("demo-out"), 200_000, 300, print)  # doctest: +SKIP
+    >>> demonstrate(Path("demo-out"), 200_000, 200, print)  # doctest: +SKIP
     """
     runs = out.absolute() / "runs"
     tof_path = _simulated(runs / TOF_EXPERIMENT / "r0001", "tof", events, say)
