@@ -119,10 +119,10 @@ def test_any_place_of_a_file_into_any_place_of_memory(
     at = 4096 + (position + behind - out.ctypes.data) % 4096
     fd = os.open(scribble, os.O_RDONLY)
     try:
-        state, buffer = kernels.reader(fd, data.size)
-        assert kernels._copy(state, buffer, before, 12, np.empty(12, np.uint8), 0) == kernels.OK  # somewhere else first
-        assert kernels._copy(state, buffer, position, size, out, at) == kernels.OK
-        assert kernels._copy(state, buffer, data.size - 5, 6, out, 0) == kernels.TRUNCATED
+        reader = kernels.reader(fd, data.size)
+        assert kernels._copy(reader, before, 12, np.empty(12, np.uint8), 0) == kernels.OK  # somewhere else first
+        assert kernels._copy(reader, position, size, out, at) == kernels.OK
+        assert kernels._copy(reader, data.size - 5, 6, out, 0) == kernels.TRUNCATED
     finally:
         os.close(fd)
     np.testing.assert_array_equal(out[at : at + size], data[position : position + size])

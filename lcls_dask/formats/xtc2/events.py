@@ -107,7 +107,7 @@ class Events:
         rows : slice or (n,) int64
             Events of the run.
         loop : callable
-            Takes ``(st, buf, offsets, stamps, *arguments)``, see `kernels`.
+            Takes ``(reader, offsets, stamps, *arguments)``, see `kernels`.
         *arguments
             The loop's own; of a `ByRow` it gets the rows that it works on.
 
@@ -119,14 +119,14 @@ class Events:
         places = self.places(stream, rows)
         stamps = np.asarray(self.tables.timestamps[rows])
         table = self.tables.streams[stream]
-        there = places >= 0
-        offsets = np.where(there, places & _OFFSET, -1)
-        for first, last, chunk in _spans(np.where(there, places >> CHUNK_SHIFT, -1)):
+        chunks = places >> CHUNK_SHIFT  # of an absent datagram -1, like its place
+        offsets = np.where(chunks > 0, places & _OFFSET, places)
+        for first, last, chunk in _spans(chunks):
             name, part = table.files[chunk], slice(first, last)
             file = self._file(name)
-            st, buf = kernels.reader(file.fd, self._sizes[name])
+            reader = kernels.reader(file.fd, self._sizes[name])
             theirs = (a.values[part] if isinstance(a, ByRow) else a for a in arguments)
-            status, row, at = loop(st, buf, offsets[part], stamps[part], *theirs)
+            status, row, at = loop(reader, offsets[part], stamps[part], *theirs)
             if status != kernels.OK:
                 raise FormatError(
                     f"{find(self.tables.home, name)}: event {stamps[first + row]} at byte {offsets[first + row]}: "
@@ -136,9 +136,10 @@ class Events:
 
 def _spans(chunks: Array) -> Sequence[tuple[int, int, int]]:
     """Stretches of rows that lie in one chunk file, absent ones (-1) counted with their neighbours."""
+    last = int(chunks.max(initial=-1))
+    if last <= 0:  # most runs have one chunk file
+        return [(0, chunks.size, 0)] if last == 0 else []
     there = np.flatnonzero(chunks >= 0)
-    if not there.size:
-        return []
     turns = there[1:][np.diff(chunks[there]) != 0]
     edges = [0, *turns.tolist(), chunks.size]
     return [(first, last, int(chunks[first:last].max())) for first, last in pairwise(edges)]

@@ -19,22 +19,21 @@ class Lookup:
         One a slot, by ascending segment.
     slots : (ids,) int32
         By NamesId: -2 not in the configuration, -1 not asked for, else the slot.
-    ranks, sizes : (slots, fields) int64
-        Rank of each field and bytes of one element.
+    layout : (slots, fields, 2) int64
+        Rank of each field, and bytes of one element.
     fields : (slots, asked) int64
         Position of each field that was asked for; -1 where a Names lacks it.
     """
 
     names: tuple[Names, ...]
     slots: np.ndarray[Any, np.dtype[np.int32]]
-    ranks: np.ndarray[Any, np.dtype[np.int64]]
-    sizes: np.ndarray[Any, np.dtype[np.int64]]
+    layout: np.ndarray[Any, np.dtype[np.int64]]
     fields: np.ndarray[Any, np.dtype[np.int64]]
 
     @property
-    def arrays(self) -> tuple[Any, Any, Any]:
-        """`slots`, `ranks` and `sizes`, as the loops take them."""
-        return self.slots, self.ranks, self.sizes
+    def arrays(self) -> tuple[Any, Any]:
+        """`slots` and `layout`, as the loops take them."""
+        return self.slots, self.layout
 
 
 def lookup(configuration: Configuration, detector: str, fields: Sequence[str], algorithm: str | None = None) -> Lookup:
@@ -68,10 +67,9 @@ def tables(configuration: Configuration, chosen: tuple[Names, ...], fields: Sequ
     slots[list(configuration.names)] = -1
     slots[[names.id for names in chosen]] = np.arange(len(chosen), dtype=np.int32)
     width = max((len(names.fields) for names in chosen), default=0)
-    ranks = np.zeros((len(chosen), width), np.int64)
-    sizes = np.zeros((len(chosen), width), np.int64)
+    layout = np.zeros((len(chosen), width, 2), np.int64)
     for i, names in enumerate(chosen):
-        ranks[i, : len(names.fields)] = [field.rank for field in names.fields]
-        sizes[i, : len(names.fields)] = [field.dtype.itemsize for field in names.fields]
+        layout[i, : len(names.fields), 0] = [field.rank for field in names.fields]
+        layout[i, : len(names.fields), 1] = [field.dtype.itemsize for field in names.fields]
     positions = [[names.position.get(field, -1) for field in fields] for names in chosen]
-    return Lookup(chosen, slots, ranks, sizes, np.array(positions, np.int64).reshape(len(chosen), len(fields)))
+    return Lookup(chosen, slots, layout, np.array(positions, np.int64).reshape(len(chosen), len(fields)))

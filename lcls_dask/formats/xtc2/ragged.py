@@ -29,7 +29,8 @@ SAMPLE_INTERVAL = 1 / (6.4e9 * 13 / 14)
 
 def _cumulative(file: IO[bytes], counts: Array, total: int) -> int:
     """Append running ends of `counts`, which begin at `total`; the new total."""
-    ends = np.cumsum(counts, dtype=np.int64) + total
+    ends = np.cumsum(counts, dtype=np.int64)
+    ends += total
     ends.tofile(file)
     return int(ends[-1]) if ends.size else total
 
@@ -84,13 +85,18 @@ class Ragged:
 
 def _cover(offset: Any, first: int, last: int, segments: int) -> tuple[slice, Array, Array, int, int]:
     """Events whose rows hold elements `first` to `last`: with each row's place in what is read, and what to skip."""
-    begin = (int(offset.searchsorted(first, "right")) - 1) // segments
-    end = -(-int(offset.searchsorted(last, "left")) // segments) if last > first else begin
-    edges = np.asarray(offset[begin * segments : end * segments + 1])
-    base = int(edges[0]) if edges.size else 0
+    rows = _rows(offset, first, last, segments)
+    edges = np.asarray(offset[rows.start * segments : rows.stop * segments + 1])
+    base = int(edges[0])
     starts = (edges[:-1] - base).reshape(-1, segments)
     ends = (edges[1:] - base).reshape(-1, segments)
-    return slice(begin, end), starts, ends, first - base, int(edges[-1]) - base if edges.size else 0
+    return rows, starts, ends, first - base, int(edges[-1]) - base
+
+
+def _rows(offset: Any, first: int, last: int, segments: int) -> slice:
+    """Events whose rows hold elements `first` to `last`."""
+    begin = (int(offset.searchsorted(first, "right")) - 1) // segments
+    return slice(begin, -(-int(offset.searchsorted(last, "left")) // segments) if last > first else begin)
 
 
 @dataclass(frozen=True)
@@ -242,21 +248,21 @@ class Digitizer:
         """Samples of FEX windows, uint16."""
         segments = len(self.part.segments)
         # rows do not know their samples, but their windows do
-        rows, _, _, skip, total = _cover(_Composed(self.samples, self.windows), first, last, segments)
+        rows = _rows(_Composed(self.samples, self.windows), first, last, segments)
         numbers = np.asarray(self.windows[rows.start * segments : rows.stop * segments + 1])
         edges = np.asarray(self.samples[numbers[0] : numbers[-1] + 1])
-        firsts, lasts = ((n - numbers[0]).reshape(-1, segments) for n in (numbers[:-1], numbers[1:]))
-        where = (lead(self.part), ByRow(firsts), ByRow(lasts), edges - edges[0])
-        out = self._read(kernels.read_windows, rows, 1, where, total)
-        return out[skip : skip + last - first]
+        firsts, lasts = (ByRow(n.reshape(-1, segments)) for n in (numbers[:-1], numbers[1:]))
+        where = (lead(self.part), firsts, lasts, int(numbers[0]), edges)
+        out = self._read(kernels.read_windows, rows, 1, where, int(edges[-1] - edges[0]))
+        return out[first - edges[0] : last - edges[0]]
 
     def _read(self, loop: Loop, rows: slice, kind: int, where: tuple[Any, ...], total: int) -> Array:
         """Samples of these rows; `kind` is 0 for waveforms and 1 for windows, `where` they go, as the loop wants it."""
         out = np.zeros(total, np.uint16)
         for stream in self.part.streams:
             places = self.part.places(stream)
-            words = map_file(self.directory / f"words-{stream}", "<u4").reshape(-1, places.size, 2)
-            mine = ByRow(np.ascontiguousarray(words[rows, :, kind]))
+            words = np.asarray(map_file(self.directory / f"words-{stream}", "<u4")).reshape(-1, places.size, 2)
+            mine = ByRow(words[rows, :, kind])
             self.events.run(stream, self.own.among_all(rows), loop, mine, places, *where, out.view(np.uint8))
         return out
 
@@ -383,6 +389,8 @@ def _in_row_order(
     home, name : Path, str
         The run and the part, for the message of an error.
     """
+    if len(found) == 1 and len(found[0][1]) == 1 and (np.diff(found[0][0]) > 0).all():
+        return found[0][1][0]  # in order already
     total = int(counts.sum())
     order = (np.cumsum(counts.ravel()) - counts.ravel()).reshape(counts.shape)
     starts, lengths = np.empty(total, np.int32), np.empty(total, np.int32)
@@ -390,8 +398,6 @@ def _in_row_order(
         if not windows:
             continue
         theirs, their_lengths = (np.concatenate(arrays) for arrays in zip(*windows, strict=True))
-        if len(found) == 1 and theirs.size == total and (np.diff(places) > 0).all():
-            return theirs, their_lengths  # in order already
         mine = counts[:, places].ravel()
         if theirs.size != mine.sum():
             raise FormatError(f"{home}: two streams have readings of the same segment of {name}")
@@ -402,13 +408,11 @@ def _in_row_order(
 
 
 def _survey_windows(
-    st: Array,
-    buf: Array,
+    reader: np.void,
     offsets: Array,
     stamps: Array,
     slots: Array,
-    ranks: Array,
-    sizes: Array,
+    layout: Array,
     fields: Array,
     headers: Array,
     places: Array,
@@ -423,13 +427,11 @@ def _survey_windows(
     while True:
         starts, lengths = np.empty(room, np.int32), np.empty(room, np.int32)
         status, row, n = kernels.survey_hsd(
-            st,
-            buf,
+            reader,
             offsets,
             stamps,
             slots,
-            ranks,
-            sizes,
+            layout,
             fields,
             headers,
             places,

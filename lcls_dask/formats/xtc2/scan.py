@@ -185,7 +185,7 @@ class StreamScanner:
 
     def _walk(self, fd: int, end: int, name: str, small: bool, position: int = 0) -> tuple[int, int, str]:
         """One file; returns where its whole datagrams end, how many bytes are left, and why."""
-        st, buf = kernels.reader(fd, end)
+        reader = kernels.reader(fd, end)
         stamps, offsets = np.empty(BLOCK, np.uint64), np.empty(BLOCK, np.int64)
         lengths = np.empty(BLOCK if small else 0, np.int64)
         table = None
@@ -193,12 +193,12 @@ class StreamScanner:
             if small and self._sections:
                 table = table or self._smalldata_table(name)
                 status, n, at = kernels.scan_smalldata(
-                    st, buf, position, table.slots, table.ranks, table.sizes, table.fields[0], stamps, offsets, lengths
+                    reader, position, *table.arrays, table.fields[0], stamps, offsets, lengths
                 )
                 if n:
                     self._stops = max(self._stops, int((offsets[:n] + lengths[:n]).max()))
             else:
-                status, n, at = kernels.scan(st, buf, position, stamps, offsets)
+                status, n, at = kernels.scan(reader, position, stamps, offsets)
             position = at
             self._append(stamps[:n], offsets[:n])
             if status == kernels.FULL:
