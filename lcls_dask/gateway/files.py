@@ -10,11 +10,14 @@ from typing import TypeVar
 
 from ..errors import LclsError, SnapshotError, StorageError
 from ..formats import RunSource
+from ..formats.confine import open_inside
 from ..formats.hdf5 import SUFFIXES
 from ..formats.identity import EDGE
 from ..formats.xtc2.files import IN_PROGRESS
 
 _METADATA = "zarr.json"
+#: Linux alone can read only what is in memory already.
+_NOWAIT: int | None = getattr(os, "RWF_NOWAIT", None)
 
 #: Reasons why a directory cannot be looked at that have nothing to do with its disk.
 _NOT_THE_DISK = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM))
@@ -155,11 +158,59 @@ class Watch:
             now = os.stat(self._path / key)
         except OSError as error:
             raise SnapshotError(self._message(key, f"is gone ({error.strerror})")) from error
+        self._check_times(key, now)
+
+    def _check_times(self, key: str, now: os.stat_result) -> None:
         if max(now.st_mtime_ns, now.st_ctime_ns) > self._since_ns:
             raise SnapshotError(self._message(key, "was written to"))
 
+    def open_chunk(self, key: str, size: int) -> "ChunkFile | None":
+        """The file of a chunk that is stored as it is served, None where there is no such file of that size."""
+        if not self._store or _NOWAIT is None:
+            return None
+        try:
+            file = ChunkFile(open_inside(self._path / key, self._path), lambda now: self._check_times(key, now))
+        except (OSError, LclsError):
+            return None  # why, who reads it in the ordinary way will say
+        return file if file.size == size else None
+
     def _message(self, path: str, what: str) -> str:
         return f"{os.path.basename(path)}: {what} since the run was opened; ask for the run again, without a snapshot"
+
+
+class ChunkFile:
+    """An open file, of which is read only what is in memory already; nothing here waits for a disk.
+
+    Parameters
+    ----------
+    descriptor : int
+        Is closed with this.
+    check : callable
+        Raises SnapshotError if the file is no longer what it was.
+    """
+
+    def __init__(self, descriptor: int, check: Callable[[os.stat_result], None]) -> None:
+        self._descriptor, self._check = descriptor, check
+        self.size = os.fstat(descriptor).st_size
+
+    def __del__(self) -> None:
+        os.close(self._descriptor)
+
+    def read(self, into: memoryview, at: int) -> int:
+        """Read from somewhere in the file; how many bytes, 0 where the disk would have to be waited for.
+
+        Raises
+        ------
+        SnapshotError
+            It was written to, replaced or removed, all of which change its times.
+        """
+        assert _NOWAIT is not None
+        try:
+            got = os.preadv(self._descriptor, [into], at, _NOWAIT)
+        except OSError:  # EAGAIN, or the file system cannot tell
+            return 0
+        self._check(os.fstat(self._descriptor))  # after reading: what was read before the file changed is right
+        return got
 
 
 def identities(source: RunSource) -> tuple[FileIdentity, ...]:

@@ -2,24 +2,27 @@
 
 import base64
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 
 import google_crc32c
 import numpy as np
 
 from ..errors import LclsError, SnapshotError
-from ..formats import RunSource
+from ..formats import RunSource, memory
 from ..formats.codecs import is_plain
 from ..stores.keys import RunKeys
-from .files import Disk, Watch
+from .files import ChunkFile, Disk, Watch
 from .kept import Kept
 
 #: A chunk of up to so many bytes is read together with others.
 LIGHT = 64 << 10
 #: Of larger ones so many bytes are read while those before them are sent.
 PART = 4 << 20
+#: Of what is in memory so many bytes are taken at a time: they stay in the processor's cache until they are encrypted.
+_SIP = memory.LEAST
 _MOST_DIGESTS = 1 << 14
 _ALL = slice(None)
 
@@ -36,8 +39,8 @@ class Piece:
         Where they begin, how many they are, and how many the key has.
     digest : str
         Of all of them, as RFC 9530 writes it.
-    rest : iterator of memoryview or None
-        What follows `data`. It is read when it is asked for, and raises what `OpenRun.read` does.
+    rest : Rest or None
+        What follows `data`.
     """
 
     data: memoryview
@@ -45,7 +48,47 @@ class Piece:
     size: int
     total: int
     digest: str
-    rest: Iterator[memoryview] | None = None
+    rest: "Rest | None" = None
+
+
+class Rest:
+    """What follows of a large chunk. Both ways to read it raise what `OpenRun.read` does.
+
+    Parameters
+    ----------
+    part : callable
+        Reads a part that begins at a byte.
+    start, stop : int
+        Of what there is.
+    file : ChunkFile, optional
+        Which holds the same bytes.
+    """
+
+    def __init__(self, part: Callable[[int], memoryview], start: int, stop: int, file: ChunkFile | None = None) -> None:
+        self._part, self._at, self._stop, self._file = part, start, stop, file
+        self._sip = memory.empty(_SIP).data if file else memoryview(b"")
+
+    @property
+    def left(self) -> int:
+        """How many bytes have not been read."""
+        return self._stop - self._at
+
+    def ready(self) -> memoryview | None:
+        """What need not be waited for, good until the next call; None where there is no such thing, and ever after."""
+        if self._file is None or not self.left:
+            return None
+        got = self._file.read(self._sip[: self.left], self._at)
+        if not got:
+            self._file = None
+            return None
+        self._at += got
+        return self._sip[:got]
+
+    def read(self) -> memoryview:
+        """The next part; waits for a disk."""
+        data = self._part(self._at)
+        self._at += data.nbytes
+        return data
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,20 +173,23 @@ class OpenRun:
         return Piece(data, start, data.nbytes, whole.nbytes, digest)
 
     def _large(self, key: str, start: int, stop: int, total: int, part: int) -> Piece:
-        """Bytes of a large chunk: part by part where their digest is known, else all at once."""
+        """Bytes of a large chunk: bit by bit where their digest is known, else all at once."""
         whole = stop - start == total
         digest = self._digests.get(key) if whole else None
-        parts = self._parts(key, start, stop, part if digest else total)
-        data = next(parts)
-        rest = parts if data.nbytes < stop - start else None
+        read = partial(self._part, key, stop=stop, part=part if digest else total)
+        if digest and (file := self._watch.open_chunk(key, total)) is not None:
+            self._check(key)
+            return Piece(memoryview(b""), start, total, total, digest, Rest(read, start, stop, file))
+        data = read(start)
+        at = start + data.nbytes
+        rest = Rest(read, at, stop) if at < stop else None
         return Piece(data, start, stop - start, total, digest or self._digest(key, data, whole=whole), rest)
 
-    def _parts(self, key: str, start: int, stop: int, part: int) -> Iterator[memoryview]:
-        """What lies between, cut where rows begin; at least one, which may be empty."""
-        for first in range(start - start % part, max(stop, start + 1), part):
-            data = self._as_opened(key, slice(max(start, first), min(stop, first + part)))
-            assert data is not None  # it has a size
-            yield data
+    def _part(self, key: str, start: int, stop: int, part: int) -> memoryview:
+        """Bytes from `start` on, to where the next part begins; parts are whole rows."""
+        data = self._as_opened(key, slice(start, min(stop, start - start % part + part)))
+        assert data is not None  # it has a size
+        return data
 
     def _whole(self, key: str) -> memoryview | None:
         where = (self._opening, key)

@@ -2,11 +2,13 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import Any
+
+from .open_run import Rest
 
 #: Of a snapshot nothing ever changes: a client need not ask again for a year.
 IMMUTABLE = "private, max-age=31536000, immutable"
@@ -31,8 +33,8 @@ class Response:
         Sent as it is, unless the method was HEAD.
     close : bool
         Whether the connection ends with it.
-    rest : iterator of memoryview or None
-        What follows `body`; each step waits for a disk.
+    rest : Rest or None
+        What follows `body`.
     more : int
         How many bytes that is.
     """
@@ -41,7 +43,7 @@ class Response:
     fields: Mapping[str, str] = field(default_factory=lambda: _NO_FIELDS)
     body: bytes | memoryview = b""
     close: bool = False
-    rest: Iterator[memoryview] | None = None
+    rest: Rest | None = None
     more: int = 0
 
     @property

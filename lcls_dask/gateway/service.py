@@ -2,13 +2,14 @@
 
 import asyncio
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from ..security import UNAUTHENTICATED, Access, Authoriser, Decision, Operation, Peer, Reason, Role
 from .audit import AuditLog, Entry
 from .limits import Usage
+from .open_run import Rest
 from .reading import Found, Reader
 from .request import Request
 from .response import NOT_FOUND, RETRY, Response, error_response, json_response
@@ -129,15 +130,15 @@ class Service:
         pool = self._pool if route.kind is Kind.KEY else self._look
         return await asyncio.get_running_loop().run_in_executor(pool, self._alone, task)
 
-    def next_part(self, rest: Iterator[memoryview]) -> asyncio.Future[memoryview | None]:
-        """What of a body follows, None at its end.
+    def next_part(self, rest: Rest) -> asyncio.Future[memoryview]:
+        """What of a body follows.
 
         Raises
         ------
         LclsError, OSError
             It cannot be read, or the files are no longer the same.
         """
-        return asyncio.get_running_loop().run_in_executor(self._pool, next, rest, None)
+        return asyncio.get_running_loop().run_in_executor(self._pool, rest.read)
 
     def refuse(self, client: Client | None, reason: str, status: int = 0, address: str = "") -> None:
         """Audit a connection that ends before, or without, a request that could be understood."""

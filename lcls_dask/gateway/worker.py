@@ -114,7 +114,7 @@ async def _serve(settings: Settings, place: Place, ready: Pipe) -> None:
     reader = Reader(runs, authority.authoriser, state)
     service = Service(reader, authority.authoriser, audit, usage, pools["read"], pools["look"], settings.threads)
     connections = Connections(service, authority.context(), usage, metrics, settings.timeouts, authority.revoked)
-    connections.add_sockets([listening_socket(settings.host, place.port)])
+    connections.listen(listening_socket(settings.host, place.port))
     loop.add_signal_handler(signal.SIGHUP, runs.forget)
     tasks = [
         loop.create_task(_every(SWEEP, task))
