@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gateway_rig import Facility, Gateway, Reply, until
-from served_store import BIG, HERS, RUN, ask, body_of, chunk
+from served_store import BIG, HERS, MIB, RUN, ask, body_of, chunk
 from test_state import Postgres, postgres  # noqa: F401
 
 import lcls_dask
@@ -153,6 +153,21 @@ def test_a_chunk_that_changes_while_it_is_sent(
     assert expected.startswith(body)
     told = gateway.audited(operation="connect", user="alice")
     assert told["reason"] in ("snapshot gone", "damaged")
+
+
+@pytest.mark.parametrize("kept", [0, 5 * MIB + 4096])
+def test_a_chunk_that_has_left_the_memory(facility: Facility, gateway: Gateway, alice: Path, kept: int) -> None:
+    """What is in memory is sent at once, what follows is read by threads: the same bytes."""
+    path = facility.root / HERS / "r0005.zarr" / BIG / "c" / "1" / "0" / "0"
+    expected = chunk(facility, BIG, 1)
+    gateway.start()
+    with gateway.client(alice, facility.token(alice, HERS)) as client:
+        assert client.get(f"{RUN}/zarr/{BIG}/c/1/0/0").body == expected  # its digest is known from now on
+        with path.open("rb") as file:
+            os.fsync(file.fileno())  # what is not on the disk yet stays
+            os.posix_fadvise(file.fileno(), kept, 0, os.POSIX_FADV_DONTNEED)
+        for _ in range(2):
+            assert client.get(f"{RUN}/zarr/{BIG}/c/1/0/0").body == expected
 
 
 def test_a_run_that_grows_keeps_its_snapshots(facility: Facility, gateway: Gateway, alice: Path) -> None:

@@ -181,7 +181,7 @@ def test_health_and_deadlines_need_no_disk(facility: Facility, alice: Path) -> N
         service = Service(reading, authority.authoriser, audit, usage, pool, pool, 2)
         server = Connections(service, authority.context(), usage, Metrics(), settings.timeouts, authority.revoked)
         sock = listening_socket("127.0.0.1", 0)
-        server.add_sockets([sock])
+        server.listen(sock)
         reader, writer = await asyncio.open_connection(
             *sock.getsockname(), ssl=client_context(load_identity(alice)), server_hostname="localhost"
         )
