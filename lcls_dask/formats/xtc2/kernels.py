@@ -52,7 +52,8 @@ def reader(fd: int, end: int) -> np.void:
     begin = -memory.ctypes.data % _PAGE
     file = memory[begin : begin + _FILE.itemsize].view(_FILE)
     file[0] = (fd, end, 0, 0, _PAGE, memory.ctypes.data + begin + _PAGE)  # a page more behind it, for `skips`
-    return file[0]
+    record: np.void = file[0]
+    return record
 
 
 @njit(nogil=True, cache=True)
