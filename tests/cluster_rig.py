@@ -11,14 +11,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from cluster_tasks import HitsByTime
 from gateway_rig import Gateway
 from security_world import Service, World, make_world, serving
 
 import lcls_dask
-from lcls_dask.demo import sfx, tof
+from lcls_dask import tof
+from lcls_dask.demo import sfx
 from lcls_dask.demo.workers import blocks
 from lcls_dask.formats import discover
 from lcls_dask.formats.remote import gateway as remote_gateway
@@ -95,7 +98,6 @@ def open_site(base: Path, runs: Path) -> Iterator[tuple[Site, Gateway]]:
         finally:
             remote_gateway._hang_up()
             discover._OPEN.clear()
-            tof.digitizer.cache_clear()
             if running.process is not None:
                 running.stop()
 
@@ -143,7 +145,12 @@ def uri(number: int) -> str:
     return f"lcls://{EXPERIMENT}/r{number:04d}"
 
 
-def tof_work(site: Site) -> tuple[tof.Reduction, list[tuple[int, int]], tof.Spectrum]:
+def total(parts: list[np.ndarray[Any, Any]]) -> list[list[int]]:
+    """What `HitsByTime` has counted in all."""
+    return np.sum(parts, axis=0).tolist()  # type: ignore[no-any-return]
+
+
+def tof_work(site: Site) -> tuple[HitsByTime, list[tuple[int, int]], list[list[int]]]:
     """The reduction of the time-of-flight run through the gateway, its blocks, and the right answer."""
     local, parts, right = _tof(site.root / EXPERIMENT / f"r{TOF:04d}")
     return replace(local, path=uri(TOF), snapshot=lcls_dask.open_run(uri(TOF)).snapshot), parts, right
@@ -156,13 +163,14 @@ def sfx_work(site: Site) -> tuple[sfx.Reduction, list[tuple[int, int]], sfx.Powd
 
 
 @cache
-def _tof(truth: Path) -> tuple[tof.Reduction, list[tuple[int, int]], tof.Spectrum]:
-    snapshot = lcls_dask.open_run(truth).snapshot
-    reduction = tof.Reduction(str(truth), snapshot, *tof.constants(truth), tof.baselines(str(truth), snapshot))
-    parts = blocks(tof.digitizer(str(truth), snapshot).sizes["hsd.event"], 50)
-    right = tof.merge([reduction(part) for part in parts])
-    assert np.count_nonzero(right.counts) > 100
-    return reduction, parts, right
+def _tof(truth: Path) -> tuple[HitsByTime, list[tuple[int, int]], list[list[int]]]:
+    run = lcls_dask.open_run(truth)
+    node = run.dataset(group="/hsd", chunks=None)
+    work = HitsByTime(str(truth), run.snapshot, tof.baseline_of(tof.windows(node, waveforms=True)).values)
+    parts = blocks(node.sizes["hsd.event"], 50)
+    right = total([work((0, parts[-1][-1]))])
+    assert np.count_nonzero(right) > 100
+    return work, parts, right
 
 
 @cache

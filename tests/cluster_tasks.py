@@ -4,8 +4,11 @@ import json
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 PATH = f"export PYTHONPATH={Path(__file__).parent}"
 
@@ -14,6 +17,24 @@ def slowly(work: Callable[[Any], Any], part: Any, seconds: float) -> Any:
     """So that there is a middle, on any machine."""
     time.sleep(seconds)
     return work(part)
+
+
+@dataclass(frozen=True)
+class HitsByTime:
+    """Counts the hits of a run's events from the first to behind the last: (channel, time)."""
+
+    path: str
+    snapshot: str
+    baseline: np.ndarray[Any, Any]
+
+    def __call__(self, part: tuple[int, int]) -> np.ndarray[Any, Any]:
+        import lcls_dask
+        from lcls_dask import tof
+
+        run = lcls_dask.open_run(self.path, snapshot=self.snapshot)
+        node = run.dataset(group="/hsd", chunks=None, events=slice(*part))
+        hits = tof.find_hits(node, threshold=60, baseline=self.baseline)
+        return np.asarray(tof.tof_spectrum(hits, np.arange(401)).compute(scheduler="synchronous"))
 
 
 def recorded(path: Path, number: int, seconds: float) -> int:

@@ -10,14 +10,13 @@ from typing import Any
 
 import dask.config
 import pytest
-from cluster_rig import Site, open_site, tof_work
+from cluster_rig import Site, open_site, tof_work, total
 from cluster_tasks import slowly
 from dask_rig import ask_identity, dial
 from distributed.comm import CommClosedError
 from gateway_rig import Gateway, until
 
 from lcls_dask.cluster import ClusterClient, connect
-from lcls_dask.demo import tof
 from lcls_dask.security import load_identity, revoke
 
 
@@ -62,7 +61,7 @@ def test_a_worker_and_the_gateway_are_killed(site: tuple[Site, Gateway], client:
     gateway.stop(signal.SIGKILL)
     time.sleep(0.5)  # workers meet a closed port, and wait
     gateway.start()
-    assert tof.merge(client.gather(futures)) == right
+    assert total(client.gather(futures)) == right
     client.wait_for_workers(2, timeout=60)  # the nanny has started another
 
 
@@ -80,7 +79,7 @@ def test_certificates_end_in_the_middle_and_are_renewed(site: tuple[Site, Gatewa
         assert {peer.role for peer in first.values()} == {"manager", "scheduler", "worker"}
         pause = 2 * 45 / len(parts)
         futures = client.map(slowly, [work] * len(parts), parts, [pause] * len(parts), pure=False)
-        assert tof.merge(client.gather(futures)) == right
+        assert total(client.gather(futures)) == right
         assert all(time.time() > peer.not_after for peer in first.values())
         for role, path in directories.items():
             assert load_identity(path).peer.serial != first[role].serial

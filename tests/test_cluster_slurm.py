@@ -12,12 +12,12 @@ import dask.config
 import numpy as np
 import pytest
 import xarray as xr
-from cluster_rig import EXPERIMENT, SFX, TOF, Site, open_site, sfx_work, tof_work, uri
+from cluster_rig import EXPERIMENT, SFX, TOF, Site, open_site, sfx_work, tof_work, total, uri
 from cluster_tasks import PATH, slowly
 from gateway_rig import Gateway, until
 
 from lcls_dask.cluster import ClusterClient, connect
-from lcls_dask.demo import sfx, tof
+from lcls_dask.demo import sfx
 from lcls_dask.errors import WorkersMissingError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -80,7 +80,7 @@ def jobs_of(client: ClusterClient) -> dict[str, str]:
 def test_two_jobs_reduce_both_runs(site: tuple[Site, Gateway], two_jobs: ClusterClient) -> None:
     made, gateway = site
     assert all(address.startswith("tls://127.0.0.1:") for address in two_jobs.scheduler_info(-1)["workers"])
-    for work, parts, right, merge in ((*tof_work(made), tof.merge), (*sfx_work(made), sfx.merge)):
+    for work, parts, right, merge in ((*tof_work(made), total), (*sfx_work(made), sfx.merge)):
         found = merge(two_jobs.gather(two_jobs.map(work, parts, pure=False)))
         assert found == right
     readers = {record["user"] for record in gateway.audit() if "/c/" in str(record["key"])}
@@ -120,7 +120,7 @@ def test_a_job_is_killed_in_the_middle_and_replaced(
         victim = min(before.values(), key=int)
         subprocess.run(["scancel", victim], check=True, timeout=30)
         assert not all(future.done() for future in futures)
-        assert tof.merge(two_jobs.gather(futures)) == right
+        assert total(two_jobs.gather(futures)) == right
         # the adaptive cluster has sent another job, which has joined with a secret of its own
         until(lambda: victim not in own_jobs(two_jobs) and len(own_jobs(two_jobs)) == 2, 60, "another job")
         two_jobs.wait_for_workers(2, timeout=120)

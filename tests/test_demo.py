@@ -1,7 +1,9 @@
 """The demo, small: all is found, a killed worker changes nothing, no intruder gets in, and what is wrong is said."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,12 +11,13 @@ import xarray as xr
 
 from lcls_dask import open_run, simulate
 from lcls_dask.cli import main
-from lcls_dask.demo import intruder, kernels, referee, sfx, tof
+from lcls_dask.demo import intruder, referee, sfx, tof
 from lcls_dask.demo.page import Check, Section, write_page
 from lcls_dask.demo.site import acting_as, build_site, serving
 from lcls_dask.errors import GatewayError
 from lcls_dask.security.files import write_private
 from lcls_dask.sfx.chain import analyse
+from lcls_dask.tof.chain import analyse as analyse_tof
 
 
 def test_demo_finds_what_was_simulated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -28,7 +31,7 @@ def test_demo_finds_what_was_simulated(tmp_path: Path, capsys: pytest.CaptureFix
     assert told.count("  refused\n") >= 20
     page = (tmp_path / "index.html").read_text()
     assert "does not check the physics" in page
-    assert page.count("data:image/png;base64,") == len(list(tmp_path.glob("*.png"))) == 6
+    assert page.count("data:image/png;base64,") == len(list(tmp_path.glob("*.png"))) == 10
     # nothing is fetched from anywhere
     assert not re.search(r"(src|href)='(?!data:)", page)
     # keys and tokens are gone, and were never shown
@@ -92,11 +95,19 @@ def test_a_gateway_that_does_not_start_says_why(tmp_path: Path) -> None:
         pass
 
 
-def test_a_wrong_pulse_count_is_seen(tmp_path: Path) -> None:
-    simulate(tmp_path / "run", "tof", events=200, seed=1)
-    bins = round(tof.GATE_NS / tof.BIN_NS)
-    nothing = tof.Spectrum(np.zeros((16, bins), np.int64), 0, 0, 0)
-    assert not tof.check(tmp_path / "run", nothing)[0].passed
+def test_wrong_hits_are_seen(tmp_path: Path) -> None:
+    """What is right passes; with an axis that is off, or pulses that are missed, it says so."""
+    simulate(tmp_path / "run", "tof", events=1000, seed=1)
+    run, told = open_run(tmp_path / "run"), tof.settings(tmp_path / "run")
+
+    def wrong(**changes: Any) -> set[str]:
+        checks = tof.check(tmp_path / "run", analyse_tof(run, replace(told, **changes)))
+        return {check.name for check in checks if not check.passed}
+
+    assert wrong() == set()
+    assert "Ar 2p: mean energy" in wrong(t0=20.2)
+    assert wrong(threshold=200.0) >= {"pulses found"}
+    assert wrong(angles=np.arange(16) * 22.5 + 10.0) >= {"Ar 2p: tilt of it"}
 
 
 def test_wrong_crystals_are_seen(tmp_path: Path) -> None:
@@ -117,32 +128,6 @@ def test_wrong_crystals_are_seen(tmp_path: Path) -> None:
     bad = sfx.Result(xr.DataTree.from_dict(wrong), b"")
     assert [check.passed for check in sfx.check(path, bad)] == [False] * 4
     assert bad != sfx.Result(tree, b"")
-
-
-def pulses(times: list[float], length: int = 64) -> np.ndarray:
-    at = np.arange(length)
-    signal = sum(400 * np.exp(-0.5 * ((at - time) / 3.5) ** 2) for time in times)
-    return np.rint(2048 - signal).astype(np.uint16)
-
-
-@pytest.mark.parametrize(
-    ("times", "expected"), [([30.3], [30.3]), ([20.0, 45.6], [20.0, 45.6]), ([30.0, 31.0], [30.5])]
-)
-def test_arrivals(times: list[float], expected: list[float]) -> None:
-    counts = np.zeros((1, 2000), np.int64)
-    found = kernels.find_arrivals(
-        np.array([0, 1]), np.array([100], np.int32), np.array([0, 64]), pulses(times),
-        np.full((1, 4), 2048.0), -1, 60.0, 0.1, counts,
-    )  # fmt: skip
-    assert found == len(expected)
-    assert np.flatnonzero(counts[0]) / 10 - 100 == pytest.approx(expected, abs=0.15)
-
-
-def test_noise_is_no_pulse() -> None:
-    counts = np.zeros((1, 10), np.int64)
-    samples = np.random.default_rng(1).normal(2048, 4, 64).astype(np.uint16)
-    window = (np.array([0, 1]), np.array([0], np.int32), np.array([0, 64]), samples)
-    assert kernels.find_arrivals(*window, np.full((1, 4), 2048.0), -1, 60.0, 10.0, counts) == 0
 
 
 def test_page_escapes_and_marks(tmp_path: Path) -> None:

@@ -10,14 +10,7 @@ from .output import as_json, print_json, print_table, run_argument
 from .progress import task_bar
 
 if TYPE_CHECKING:
-    import numpy as np
     import xarray as xr
-
-#: Channels at different angles that a polarisation takes: it is three numbers.
-ANGLES = 3
-
-#: Points of a picture's axis.
-POINTS = 600
 
 
 class _Range(click.ParamType):  # type: ignore[type-arg]  # subscriptable only from click 8.4 on
@@ -98,6 +91,7 @@ def tof(
         --energies 150:600 --line 340:360 --pulse-energy gmd.raw.milliJoulesPerPulse
     """
     from .. import open_run
+    from ..plot.spectra import draw
     from ..tof.chain import Settings, analyse
 
     target = out / f"tof.{kind}"
@@ -113,7 +107,7 @@ def tof(
         result = analyse(opened, settings)
     out.mkdir(parents=True, exist_ok=True)
     _write(result, target)
-    pictures = _pictures(result, out)
+    pictures = draw(result, out)
     if json_:
         print_json({"target": str(target), "pictures": list(map(str, pictures)), **_summary(result)})
         return
@@ -141,6 +135,8 @@ def _write(result: "xr.Dataset", target: Path) -> None:
 
 
 def _summary(result: "xr.Dataset") -> dict[str, Any]:
+    from ..tof.angular import ANGLES
+
     told: dict[str, Any] = {
         "events": int(result["shots"]),
         "hits": int(result["counts"].sum() + result["outside"].sum()),
@@ -166,59 +162,3 @@ def _summary(result: "xr.Dataset") -> dict[str, Any]:
 def _noises(result: "xr.Dataset") -> float:
     """The threshold in units of the noisiest channel's noise."""
     return float(result.attrs["settings.threshold"] / result["noise"].max())
-
-
-def _columns(counts: "np.ndarray[Any, Any]") -> "tuple[np.ndarray[Any, Any], int]":
-    """Counts of so many bins together that a picture has a point for each; and the last edge that is shown."""
-    together = -(-counts.shape[1] // POINTS)
-    last = counts.shape[1] // together * together
-    return counts[:, :last].reshape(len(counts), -1, together).sum(axis=-1), last
-
-
-def _pictures(result: "xr.Dataset", out: Path) -> list[Path]:
-    import numpy as np
-
-    from .. import plot
-
-    made = {}
-    for name, axis, unit in (("counts", "tof", "ns"), ("energy_counts", "energy", "eV")):
-        if name in result:
-            words = "time of flight" if axis == "tof" else "kinetic energy"
-            spectrum = result[name]
-            edges = np.append(spectrum[f"{axis}_low"].values, spectrum[f"{axis}_high"].values[-1])
-            columns, last = _columns(spectrum.values)
-            made[f"{axis}-channels"] = plot.heatmap(
-                columns, (edges[0], edges[last]), (-0.5, len(spectrum) - 0.5), f"{words} ({unit})", "channel",
-                "hits", f"Hits by {words} and channel",
-            )  # fmt: skip
-            curves = {"hits": spectrum.sum("channel").values}
-            made[f"{axis}-spectrum"] = plot.lines(
-                edges, curves, f"{words} ({unit})", "hits", f"All channels by {words}"
-            )
-    units = result["line_low"].attrs["units"]
-    if result.sizes["channel"] >= ANGLES:
-        made["polar"] = plot.polar(
-            result["angle"].values,
-            {
-                f"{low:g} to {high:g} {units}": one
-                for low, high, one in zip(
-                    *(result[name].values for name in ("line_low", "line_high", "line_counts")), strict=True
-                )
-            },
-            [
-                tuple(float(result[n][i]) for n in ("line_intensity", "anisotropy", "tilt"))
-                for i in range(result.sizes["line"])
-            ],
-            "Hits by angle, and the dipole distribution fitted to them",
-        )
-    times = result["tof_1"].values
-    reach = (float(times[0]), float(times[-1]))
-    made["covariance"] = plot.heatmap(
-        result["covariance"].values, reach, reach, "time of flight (ns)", "time of flight (ns)",
-        result["covariance"].attrs["long_name"], "Hits that come together", both_signs=True,
-    )  # fmt: skip
-    paths = []
-    for name, figure in made.items():
-        paths.append(out / f"{name}.png")
-        figure.savefig(paths[-1])
-    return paths

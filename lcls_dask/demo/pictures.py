@@ -1,4 +1,4 @@
-"""The pictures of the demo's two simulated runs."""
+"""The pictures of the demo's simulated crystallography run."""
 
 from pathlib import Path
 from typing import Any
@@ -6,48 +6,13 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from .. import plot
 from ..access.run import Run
 from ..plot import crystals
 from ..sfx.chain import photons_of
 from ..sfx.recipe import Settings, Tools
-from . import tof
 from .page import Picture
 
 Array = np.ndarray[Any, Any]
-
-#: Nanoseconds of the spectrum that the picture shows.
-SHOWN_NS = (55.0, 95.0)
-
-
-def tof_pictures(out: Path, spectrum: tof.Spectrum) -> list[Picture]:
-    """Draw the spectrum, and the channels around the beam."""
-    counts = spectrum.counts
-    edges = np.arange(counts.shape[1] + 1) * tof.BIN_NS
-    first, last = (int(np.searchsorted(edges, at)) for at in SHOWN_NS)
-    total = plot.lines(
-        edges[first : last + 1],
-        {"pulses": counts.sum(axis=0)[first:last]},
-        "arrival time (ns)",
-        f"pulses per {tof.BIN_NS:g} ns",
-        "All channels: argon photo lines, then Auger lines",
-    )
-    total.axes[0].set_yscale("log")
-    groups = {
-        name: counts[:, (edges[:-1] >= begin) & (edges[:-1] < end)].sum(axis=1)
-        for name, (begin, end) in tof.GROUPS.items()
-    }
-    angles = plot.lines(
-        np.arange(len(counts)),
-        groups,
-        "channel",
-        "pulses",
-        "Around the beam: photo lines follow the polarisation, Auger lines do not",
-    )
-    return [
-        _save(total, out / "tof-spectrum.png", "Arrival times in all channels."),
-        _save(angles, out / "tof-channels.png", "Pulses of each group of lines by channel."),
-    ]
 
 
 def sfx_pictures(out: Path, run: Run, settings: Settings, tree: xr.DataTree) -> list[Picture]:

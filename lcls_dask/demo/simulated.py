@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xarray as xr
 from distributed import Client
 
 from .. import open_run
@@ -19,12 +20,14 @@ from ..display import size_text
 from ..errors import FormatError, LclsError
 from ..facility import simulate
 from ..facility.plan import DROPPED
+from ..plot.spectra import draw
+from ..tof import chain
 from . import intruder, sfx, tof
-from .page import Check, Section, Table, write_page
-from .pictures import sfx_pictures, tof_pictures
+from .page import Check, Picture, Section, Table, write_page
+from .pictures import sfx_pictures
 from .referee import available, referee
 from .site import Site, acting_as, build_site, secrets_in, serving
-from .workers import Pass, blocks, reduce_blocks, two_workers
+from .workers import Pass, compute_plan, two_workers
 
 Say = Callable[[str], None]
 Array = np.ndarray[Any, Any]
@@ -125,12 +128,13 @@ def demonstrate(out: Path, events: int, frames: int, say: Say) -> list[Section]:
 
 
 def _tof_section(reduced: Reduced, out: Path, say: Say) -> Section:
-    spectrum = reduced.quiet.result
+    pictures = draw(reduced.quiet.result, out)
     return Section(
         "Time of flight: 16 digitizer channels",
-        "Pulses are found in the digitizer's windows and histogrammed by arrival time, channel by channel.",
-        (*tof.check(reduced.path, spectrum), *_common(reduced, "hsd", "tof", say)),
-        pictures=tuple(tof_pictures(out, spectrum)),
+        "What lcls-dask tof makes of the digitizer's windows: hits, spectra by time and by energy, angular "
+        "distributions, and the covariance without the pulse energy's part.",
+        (*tof.check(reduced.path, reduced.quiet.result), *_common(reduced, "hsd", "tof", say)),
+        pictures=tuple(Picture(path, f"{title}.") for path, title in pictures.items()),
     )
 
 
@@ -155,13 +159,14 @@ def _simulated(path: Path, kind: str, count: int, say: Say) -> Path:
 
 
 def _tof(client: Client, site: Site, path: Path, say: Say) -> Reduced:
-    uri = f"lcls://{TOF_EXPERIMENT}/r0001"
-    run = open_run(uri)
-    polarity, sample_ns = tof.constants(path)
-    reduction = tof.Reduction(uri, run.snapshot, polarity, sample_ns, tof.baselines(uri, run.snapshot))
-    own = tof.digitizer(uri, run.snapshot).sizes["hsd.event"]
-    bulk = "/hsd", "hsd.raw.windows.samples"
-    return _twice(client, site, run, path, bulk, reduction, tof.merge, own, 1 << 13, say)
+    run = open_run(f"lcls://{TOF_EXPERIMENT}/r0001")
+    plan = chain.plan(run, tof.settings(path))
+    say(f"reducing {run.path}: {plan.hits.npartitions} blocks on 2 workers, killing one on the way")
+    disturbed = compute_plan(client, plan, kill=True)  # and the kernels are compiled
+    say("the same, undisturbed")
+    quiet = compute_plan(client, plan)
+    sent = [dict(one.__dask_graph__()) for one in plan.reductions.values()]  # type: ignore[no-untyped-call]
+    return _reduced(site, run, path, ("/hsd", "hsd.raw.windows.samples"), sent, quiet, disturbed)
 
 
 def _sfx(client: Client, site: Site, path: Path, say: Say) -> Reduced:
@@ -173,28 +178,6 @@ def _sfx(client: Client, site: Site, path: Path, say: Say) -> Reduced:
     say("the same, killing a worker on the way")
     disturbed = sfx.reduce_run(client, run, site.folder / "sfx-again", settings, kill=True)
     return _reduced(site, run, path, ("/", "jungfrau.raw.raw"), (run, settings), quiet, disturbed)
-
-
-def _twice(
-    client: Client,
-    site: Site,
-    run: Run,
-    path: Path,
-    bulk: tuple[str, str],
-    reduction: Callable[[tuple[int, int]], Any],
-    merge: Callable[[Sequence[Any]], Any],
-    events: int,
-    longest: int,
-    say: Say,
-) -> Reduced:
-    parts = blocks(events, max(1, min(longest, events // 8)))
-    # the first blocks compile the kernels, in each worker
-    reduce_blocks(client, reduction, merge, parts[:2])
-    say(f"reducing {run.path}: {len(parts)} blocks on 2 workers")
-    quiet = reduce_blocks(client, reduction, merge, parts)
-    say("the same, killing a worker on the way")
-    disturbed = reduce_blocks(client, reduction, merge, parts, kill=True)
-    return _reduced(site, run, path, bulk, reduction, quiet, disturbed)
 
 
 def _reduced(
@@ -290,7 +273,8 @@ def _common(reduced: Reduced, detector: str, kind: str, say: Say) -> list[Check]
     expected = np.zeros(damage.shape, damage.dtype)
     for fault in faults["damaged"] + [{**fault, "damage": DROPPED} for fault in faults["dropped"]]:
         expected[fault["event"], fault["segment"]] |= fault["damage"]
-    killed = reduced.disturbed
+    killed, undisturbed = reduced.disturbed, reduced.quiet.result
+    same = undisturbed.identical(killed.result) if isinstance(undisturbed, xr.Dataset) else undisturbed == killed.result
     return [
         Check("events", f"{events:,}", f"{len(written):,}", events == len(written)),
         Check(
@@ -307,9 +291,9 @@ def _common(reduced: Reduced, detector: str, kind: str, say: Say) -> list[Check]
         ),
         Check(
             f"worker killed after {killed.finished_before} of {killed.blocks} blocks",
-            "same result" if killed.result == reduced.quiet.result else "another result",
+            "same result" if same else "another result",
             "the result without it, bit by bit",
-            killed.result == reduced.quiet.result,
+            same,
         ),
         Check("keys and tokens in what Dask sends", f"{reduced.exposed}", "0", reduced.exposed == 0),
         referee_check(reduced.run, REFEREE_EVENTS[kind], say, reduced.path),

@@ -4,13 +4,16 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from dask import config
-from distributed import Client, Future, LocalCluster
+from distributed import Client, LocalCluster
+from distributed.diagnostics.plugin import SchedulerPlugin
+
+from ..tof.chain import Plan
 
 Block = tuple[int, int]
 
@@ -88,26 +91,16 @@ def blocks(events: int, length: int) -> list[Block]:
     return [(first, min(first + length, events)) for first in range(0, events, length)]
 
 
-def reduce_blocks(
-    client: Client,
-    work: Callable[[Block], Any],
-    merge: Callable[[Sequence[Any]], Any],
-    parts: Sequence[Block],
-    *,
-    kill: bool = False,
-) -> Pass:
-    """Work on every block and merge what comes out, on the workers.
+def compute_plan(client: Client, plan: Plan, *, kill: bool = False) -> Pass:
+    """Carry out the chain of time of flight on the workers.
 
     Parameters
     ----------
     client : distributed.Client
-    work : callable
-        From a block to a partial result.
-    merge : callable
-        From partial results to one of their kind; the order must not matter.
-    parts : sequence of (int, int)
+        Of a cluster whose scheduler is in this process.
+    plan : Plan
     kill : bool
-        Kill one worker with SIGKILL as soon as a quarter of the blocks is finished.
+        Kill one worker with SIGKILL as soon as a quarter of the blocks of hits is finished.
 
     Returns
     -------
@@ -116,22 +109,37 @@ def reduce_blocks(
     Examples
     --------
     >>> with two_workers() as client:  # doctest: +SKIP
-    ...     reduce_blocks(client, lambda block: block[1] - block[0], sum, blocks(10, 3)).result
-    10
+    ...     compute_plan(client, plan(run, Settings(threshold=60))).seconds
     """
+    blocks = plan.hits.npartitions
+    watch = _Watch(plan.hits.name, client.run(os.getpid), -(-blocks // 4) if kill else 0)
+    cluster: Any = client.cluster
+    cluster.scheduler.add_plugin(watch)
     start = time.perf_counter()
-    futures = client.map(work, parts, pure=False)
-    killed, finished = None, 0
-    if kill:
-        while (finished := sum(future.done() for future in futures)) < len(parts) / 4:
-            time.sleep(0.002)
-        killed = kill_one(client)
-    # groups of eight, so that no worker must hold all partial results at once
-    level: list[Future[Any]] = futures
-    while len(level) > 1:
-        level = [client.submit(merge, level[i : i + 8], pure=False) for i in range(0, len(level), 8)]
-    result = level[0].result()
-    return Pass(result, time.perf_counter() - start, len(parts), killed, finished)
+    try:
+        result = plan.compute()
+    finally:
+        cluster.scheduler.remove_plugin(watch.name)
+    return Pass(result, time.perf_counter() - start, blocks, watch.killed, watch.finished)
+
+
+class _Watch(SchedulerPlugin):
+    """Counts the blocks that are finished, and kills the worker that finished the one it is told."""
+
+    name = "lcls-dask-demo"
+
+    def __init__(self, blocks: str, pids: dict[str, int], last: int) -> None:
+        self._blocks, self._pids, self._last = blocks, pids, last
+        self.finished, self.killed = 0, None  # type: int, int | None
+
+    def transition(self, key: Any, start: str, finish: str, *args: Any, worker: str = "", **kwargs: Any) -> None:
+        """A task has another state."""
+        if self.killed is not None or finish != "memory" or not (isinstance(key, tuple) and key[0] == self._blocks):
+            return
+        self.finished += 1
+        if self.finished == self._last:
+            self.killed = self._pids[worker]
+            os.kill(self.killed, signal.SIGKILL)
 
 
 def kill_one(client: Client) -> int:

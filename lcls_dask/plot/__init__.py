@@ -208,7 +208,7 @@ def polar(angles: Array, values: dict[str, Array], fits: Sequence[tuple[float, .
             np.deg2rad(around), mean * (1 + ratio * np.cos(np.deg2rad(2 * (around - tilt)))), color=points.get_color()
         )
     axes.set_title(title)
-    axes.legend(loc="lower right", fontsize="small")
+    made.legend(loc="outside lower center", ncols=min(3, len(values)), fontsize="small")
     return made
 
 

@@ -100,6 +100,11 @@ class Ragged(DaskMethodsMixin):
         return _beside(self.meta)[1]
 
     @property
+    def name(self) -> str:
+        """First part of the keys of the blocks' tasks, as of a Dask array."""
+        return self._name
+
+    @property
     def npartitions(self) -> int:
         """How many blocks there are."""
         return len(self.events)

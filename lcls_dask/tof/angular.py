@@ -10,6 +10,9 @@ from ..errors import ArgumentError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
+#: Channels at different angles that a polarisation takes: it is three numbers.
+ANGLES = 3
+
 _NAMES = ("intensity", "anisotropy", "degree", "beta", "tilt")
 
 
@@ -141,7 +144,11 @@ def _fit(
     if error is not None:
         use = use & np.isfinite(error) & (error > 0)
     x, y = design[use], counts[use]
-    if len(y) < 3 or np.linalg.matrix_rank(x, tol=1e-9 * np.linalg.norm(x)) < 3 or (error is None and y.sum() <= 0):
+    if (
+        len(y) < ANGLES
+        or np.linalg.matrix_rank(x, tol=1e-9 * np.linalg.norm(x)) < 3
+        or (error is None and y.sum() <= 0)
+    ):
         return nothing
     variance = np.full(len(y), max(y.mean(), 1e-300)) if error is None else error[use] ** 2
     fitted = y

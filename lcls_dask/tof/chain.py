@@ -11,6 +11,7 @@ from dask.base import compute
 
 from ..access.run import Run
 from ..errors import ArgumentError, SelectionError
+from ..reduce.ragged import Ragged
 from .angular import angular_fit
 from .covariance import covariance_map, partial_covariance_map
 from .deadtime import deadtime_correct
@@ -23,6 +24,10 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 #: The threshold in standard deviations of the noise: white noise passes it once in 10**9 samples.
 NOISES = 6.0
+
+
+#: Grades of the pulse energy that the dead time is corrected in, at most, and events in each, at least.
+GRADES, GRADE_EVENTS = 10, 500
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ class Settings:
     angles : sequence of float or None
         Of the channels [degree]; even over the circle by default.
     pulse_energy : str or None
-        Variable that the covariance is partial to.
+        Variable that the covariance is partial to, and by whose grades the dead time is corrected.
     """
 
     threshold: float | None = None
@@ -75,6 +80,34 @@ class Settings:
     beta: float = 2.0
     angles: Sequence[float] | None = None
     pulse_energy: str | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The chain for one run, of which nothing but the levels has been computed.
+
+    Attributes
+    ----------
+    run : Run
+    settings : Settings
+        With the threshold that was found, where none was told.
+    levels : xarray.Dataset
+        `baseline` and `noise` (channel, core) of the run's whole waveforms.
+    hits : Ragged
+    reductions : dict of str to xarray.DataArray
+        What is made of the hits. Lazy; all of them in one pass.
+    """
+
+    run: Run
+    settings: Settings
+    levels: xr.Dataset
+    hits: Ragged
+    reductions: dict[str, xr.DataArray]
+
+    def compute(self) -> xr.Dataset:
+        """Carry it out on Dask: what `analyse` gives."""
+        found = compute(*self.reductions.values())  # type: ignore[no-untyped-call]
+        return _together(self.run, self.settings, self.levels, dict(zip(self.reductions, found, strict=True)))
 
 
 def analyse(run: Run, settings: Settings) -> xr.Dataset:
@@ -103,32 +136,56 @@ def analyse(run: Run, settings: Settings) -> xr.Dataset:
     --------
     >>> result = analyse(run, Settings(threshold=60))  # doctest: +SKIP
     """
+    return plan(run, settings).compute()
+
+
+def plan(run: Run, settings: Settings) -> Plan:
+    """Prepare what `analyse` does: baselines and noise are read, the rest is lazy.
+
+    Parameters
+    ----------
+    run : Run
+    settings : Settings
+
+    Returns
+    -------
+    Plan
+
+    Raises
+    ------
+    SelectionError, ArgumentError
+        As of `analyse`.
+
+    Examples
+    --------
+    >>> plan(run, Settings(threshold=60)).hits  # doctest: +SKIP
+    <Ragged of 6,000 events x 16 channels in 3 blocks: time [ns], amplitude [ADU], width [ns], saturated>
+    """
     detector = digitizer(run, settings.detector)
     node = run.dataset(group=f"/{detector}", chunks=None)
     levels = levels_of(windows(node, waveforms=True))
-    baseline = _baselines(levels["baseline"])
+    levels = levels.assign(baseline=_baselines(levels["baseline"]))
     if settings.threshold is None:
         settings = replace(settings, threshold=_threshold(levels["noise"]))
     assert settings.threshold is not None
-    records = windows(node, events=2048)
     hits = find_hits(
-        records, settings.method, settings.fraction, settings.delay, threshold=settings.threshold,
-        dead_time=settings.dead_time, polarity=settings.polarity, baseline=baseline,
+        windows(node, events=2048), settings.method, settings.fraction, settings.delay, threshold=settings.threshold,
+        dead_time=settings.dead_time, polarity=settings.polarity, baseline=levels["baseline"],
     )  # fmt: skip
-    asked = {"counts": tof_spectrum(hits, _edges(*settings.range_ns, settings.bin_ns))}
+    control = None if settings.pulse_energy is None else _pulse_energy(run, settings.pulse_energy, node)
+    grades = None if control is None else _grades(control)
+    asked = {"counts": tof_spectrum(hits, _edges(*settings.range_ns, settings.bin_ns), by=grades)}
     if settings.length is not None:
         asked["energy_counts"] = energy_spectrum(
             hits, _edges(*settings.range_ev, settings.bin_ev), length=settings.length, t0=settings.t0,
             retardation=settings.retardation,
         )  # fmt: skip
     spectra = event_spectra(hits, _edges(*settings.range_ns, settings.covariance_bin_ns), together=True)
-    if settings.pulse_energy is None:
+    if control is None:
         asked["covariance"] = covariance_map(spectra)
     else:
-        control = _pulse_energy(run, settings.pulse_energy, node)
         asked["covariance"] = partial_covariance_map(spectra, control=control)
-    found = dict(zip(asked, compute(*asked.values()), strict=True))  # type: ignore[no-untyped-call]
-    return _together(run, settings, levels.assign(baseline=baseline), found)
+    return Plan(run, settings, levels, hits, asked)
 
 
 def digitizer(run: Run, asked: str | None = None) -> str:
@@ -195,10 +252,25 @@ def _pulse_energy(run: Run, name: str, node: xr.Dataset) -> Array:
     return own
 
 
+def _grades(energy: Array) -> xr.DataArray:
+    """Events in grades of as many each, by pulse energy; those without one are a grade of their own.
+
+    The dead time loses more of the shots that have more: its correction takes those of a grade to be alike.
+    """
+    there = np.isfinite(energy)
+    count = max(1, min(GRADES, int(there.sum()) // GRADE_EVENTS))
+    inner = np.quantile(energy[there], np.arange(1, count) / count) if there.any() else np.zeros(0)
+    return xr.DataArray(np.where(there, np.searchsorted(inner, energy), -1), dims="event", name="grade")
+
+
 def _together(run: Run, settings: Settings, levels: xr.Dataset, found: dict[str, xr.DataArray]) -> xr.Dataset:
     def bare(array: xr.DataArray, prefix: str) -> xr.DataArray:
         return array.rename({name: f"{prefix}{name}" for name in ("outside", "shots") if name in array.coords})
 
+    graded = found["counts"] if "grade" in found["counts"].dims else found["counts"].expand_dims("grade")
+    found["counts"] = graded.sum("grade", keep_attrs=True).assign_coords(
+        {name: graded[name].sum("grade", keep_attrs=True) for name in ("outside", "shots")}
+    )
     covariance = found.pop("covariance")
     covariance = covariance.drop_vars(
         [name for name in covariance.coords if str(name).startswith("tof_")], errors="ignore"
@@ -221,7 +293,9 @@ def _together(run: Run, settings: Settings, levels: xr.Dataset, found: dict[str,
         raise ArgumentError(f"angles: {angles.size} were given, and there are {channels} channels")
     made = made.assign_coords(angle=("channel", angles, {"units": "degree", "long_name": "angle of the channel"}))
     # channels that see more lose more to the dead time, which would flatten the angular distribution
-    spectrum = deadtime_correct(made["counts"], made["shots"], max(settings.dead_time, settings.bin_ns))
+    spectrum = deadtime_correct(graded, graded["shots"], max(settings.dead_time, settings.bin_ns)).sum(
+        "grade", skipna=False
+    )
     axis = "tof"
     if settings.length is not None:
         edges = np.append(made["energy_low"].values, made["energy_high"].values[-1])
