@@ -85,12 +85,13 @@ CHOICES: dict[str, tuple[Any, list[int]]] = {
 }
 
 
-@pytest.mark.parametrize("chunks", [None, {"event": 8}])
+@pytest.mark.parametrize("chunks", [{}, None, {"event": 8}])
 @pytest.mark.parametrize("choice", CHOICES)
 def test_events(run: Run, choice: str, chunks: Any) -> None:
     events, expected = CHOICES[choice]
     dataset = run.dataset("gmd.*", "cam.raw.image", events=events, chunks=chunks)
-    assert dataset["gmd.raw.energy"].chunks is not None  # lazy
+    assert (dataset["gmd.raw.energy"].chunks is None) == (chunks is None)  # as xarray has it
+    assert not dataset["gmd.raw.energy"].variable._in_memory
     assert dataset["gmd.raw.energy"].values.tolist() == list(map(float, expected))
     assert dataset["timestamp"].values.tolist() == [ts(i) for i in expected]
     whole = run.dataset("cam.raw.image")["cam.raw.image"].values

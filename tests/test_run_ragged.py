@@ -73,11 +73,12 @@ CHOICES: dict[str, tuple[Any, list[int]]] = {
 
 
 @pytest.mark.parametrize("choice", CHOICES)
-@pytest.mark.parametrize("chunks", [None, {"hsd.raw.windows.sample": 7, "hsd.event": 2}])
+@pytest.mark.parametrize("chunks", [{}, None, {"hsd.raw.windows.sample": 7, "hsd.event": 2}])
 def test_ragged_fields_follow_the_events(run: Run, whole: Any, choice: str, chunks: Any) -> None:
     events, positions = CHOICES[choice]
     dataset = run.dataset("hsd.*", events=events, group="/hsd", chunks=chunks)
-    assert dataset["hsd.raw.windows.samples"].chunks is not None  # lazy
+    assert (dataset["hsd.raw.windows.samples"].chunks is None) == (chunks is None)
+    assert not dataset["hsd.raw.windows.samples"].variable._in_memory
     for name, values in expected(whole["/hsd"], positions).items():
         np.testing.assert_array_equal(dataset[name].values, values, err_msg=name)
         assert dataset[name].dtype == whole["/hsd"][name].dtype, name

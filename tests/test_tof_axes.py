@@ -71,6 +71,26 @@ def test_a_wrong_line_does_not_spoil_a_calibration() -> None:
     np.testing.assert_allclose(back, energy, atol=1.0)
 
 
+@pytest.mark.parametrize("end", [0, -1])
+def test_a_wrong_line_at_an_end_is_told_or_it_is_said_that_it_cannot_be(end: int) -> None:
+    """Others that are near contradict it; one that stands alone the curve can bend to, and `unnoticed` says so."""
+    random = np.random.default_rng(3)
+    times = np.array([60.0, 61, 64, 68, 72, 76, 80, 90, 105, 110])
+    right = 10 + 1e6 / (times - 20) ** 2
+    energy = right + 0.3 * random.standard_normal(10)
+    energy[end] += 40
+    fit = tof.fit_energy_calibration(times, energy)
+    assert np.flatnonzero(~fit["used"]).tolist() == [end % 10]
+    np.testing.assert_array_less(np.abs(fit["value"] - [10, 1e6, 20]), 4 * fit["error"])
+    assert np.isnan(fit["unnoticed"][end])
+    assert (np.delete(fit["unnoticed"].values, end) < 40).all()
+    few = np.array([0, 3, 5, 7, 9])  # with one wrong line among them as many as parameters are left to say so, and one
+    alone = tof.fit_energy_calibration(times[few], energy[few])
+    assert alone["used"][end] == (float(alone["unnoticed"][end]) > 40)
+    none = tof.fit_energy_calibration(times[few[:4]], right[few[:4]])
+    assert np.isinf(none["unnoticed"]).all()
+
+
 def test_mass_axis() -> None:
     mq = np.array([1.0, 2, 4, 14, 16, 18, 28, 32, 40])
     time = 120 + 800 * np.sqrt(mq)

@@ -70,6 +70,27 @@ class Spans:
         return _as_slice(self.starts[span_of] - self.edges[span_of] + rows)
 
 
+@dataclass(frozen=True)
+class Shifted:
+    """Offsets of consecutive rows: those of the whole, less the first of them.
+
+    Attributes
+    ----------
+    start, length : int
+        Which of the whole.
+    origin : int
+        The first one.
+    """
+
+    start: int
+    length: int
+    origin: int
+
+    def at(self, rows: Rows) -> Rows:
+        """Rows of the whole that these rows of the part are."""
+        return slice(rows.start + self.start, rows.stop + self.start) if isinstance(rows, slice) else rows + self.start
+
+
 def _as_slice(rows: Index) -> Rows:
     """Consecutive rows, the usual case, as a slice, which is read faster."""
     if not len(rows):
@@ -87,24 +108,28 @@ class Cut:
     ----------
     maps : mapping of str to Picked or Spans
         By dimension; the others are kept whole.
-    offsets : mapping of str to (n,) int64
-        New values of the offsets of ragged fields, by variable.
+    offsets : mapping of str to (n,) int64 or Shifted
+        New values of the offsets of ragged fields, by variable; of consecutive events how to read them.
     """
 
     maps: Mapping[str, Picked | Spans] = field(default_factory=dict)
-    offsets: Mapping[str, Index] = field(default_factory=dict)
+    offsets: Mapping[str, Index | Shifted] = field(default_factory=dict)
 
     def shape(self, variable: Variable) -> tuple[int, ...]:
         """A variable's shape in the part."""
-        if variable.name in self.offsets:
-            return (len(self.offsets[variable.name]),)
+        offsets = self.offsets.get(variable.name)
+        if offsets is not None:
+            return (offsets.length if isinstance(offsets, Shifted) else len(offsets),)
         rows = self.maps.get(variable.dims[0]) if variable.dims else None
         return variable.shape if rows is None else (rows.length, *variable.shape[1:])
 
     def read(self, source: RunSource, path: str, name: str, rows: Rows) -> np.ndarray[Any, Any]:
         """Values of a variable at rows of the part."""
-        if name in self.offsets:
-            return self.offsets[name][rows]
+        offsets = self.offsets.get(name)
+        if isinstance(offsets, Shifted):
+            return source.read(path, name, offsets.at(rows)) - offsets.origin
+        if offsets is not None:
+            return offsets[rows]
         chosen = self.maps.get(source.index.nodes[path].variables[name].dims[0])
         return source.read(path, name, rows if chosen is None else chosen.at(rows))
 
@@ -116,7 +141,8 @@ def cut_node(source: RunSource, node: Node, event: str, chosen: Index) -> Cut:
     ----------
     source : RunSource
     node : Node
-        Of the source, with those variables that matter: the offsets of its ragged fields are read.
+        Of the source, with those variables that matter. The offsets of its ragged fields are read; of consecutive
+        events only the first and the last.
     event : str
         The dimension of its events.
     chosen : (n,) int64
@@ -127,25 +153,36 @@ def cut_node(source: RunSource, node: Node, event: str, chosen: Index) -> Cut:
     Cut
     """
     maps: dict[str, Picked | Spans] = {event: Picked(chosen)}
-    new_offsets: dict[str, Index] = {}
+    new_offsets: dict[str, Index | Shifted] = {}
+    together = len(chosen) > 0 and bool((np.diff(chosen) == 1).all())
     sizes = source.index.nodes[node.path].sizes
     events = sizes.get(event, source.index.events)
     offsets = [variable for variable in node.variables.values() if _edges(variable)]
     # from the outermost inwards: a window's samples are cut by the windows that remain
     for variable in sorted(offsets, key=_edges):
         base = variable.name.rpartition(".")[0]
+        outermost, outer = _edges(variable) == "row_edge", maps.get(f"{base}.window")
+        names = [f"{base}.index", f"{base}.window"] if outermost else [f"{base}.sample"]
+        target = str(variable.attrs.get("sample_dimension") or next((n for n in names if n in sizes), names[0]))
+        segments = (variable.shape[0] - 1) // max(1, events)
+        if together:
+            first, last = int(chosen[0]) * segments, (int(chosen[-1]) + 1) * segments
+            if not outermost:
+                assert isinstance(outer, Spans)
+                first, last = (int(outer.starts[0]), int(outer.starts[0]) + outer.length) if outer.length else (0, 0)
+            low, high = (int(source.read(node.path, variable.name, slice(at, at + 1))[0]) for at in (first, last))
+            new_offsets[variable.name] = Shifted(first, last - first + 1, low)
+            maps[target] = Spans.of(np.array([low]), np.array([high - low]))
+            continue
         stored = source.read(node.path, variable.name, slice(0, variable.shape[0]))
-        if _edges(variable) == "row_edge":
-            rows = _segments_of(chosen, (len(stored) - 1) // max(1, events))
-            names = [f"{base}.index", f"{base}.window"]
+        if outermost:
+            rows = _segments_of(chosen, segments)
         else:
-            outer = maps[f"{base}.window"]
+            assert outer is not None
             rows = _listed(outer.at(slice(0, outer.length)))
-            names = [f"{base}.sample"]
-        target = variable.attrs.get("sample_dimension") or next((name for name in names if name in sizes), names[0])
         lengths = stored[1:][rows] - stored[:-1][rows]
         new_offsets[variable.name] = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
-        maps[str(target)] = Spans.of(stored[:-1][rows], lengths)
+        maps[target] = Spans.of(stored[:-1][rows], lengths)
     for dim, size in sizes.items():
         if dim.endswith(".row") and dim != f"{node.path[1:]}.row" and events and size % events == 0:
             maps[dim] = Picked(_segments_of(chosen, size // events))

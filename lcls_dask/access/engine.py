@@ -18,7 +18,7 @@ from ..model import Variable
 from ..stores.metadata import dataset_attrs, variable_attrs
 from ..uri import is_uri, parse_uri
 from .chunking import block_length
-from .cutting import Picked, Spans, cut_node, matching
+from .cutting import Picked, Shifted, Spans, cut_node, matching
 from .resolve import looks_like_run, open_at
 
 
@@ -33,11 +33,13 @@ class LclsArray(BackendArray):
     path : str
         The node.
     variable : Variable
-    rows : Picked or Spans, optional
+    rows : Picked, Spans or Shifted, optional
         Which rows of the variable these are; all by default.
     """
 
-    def __init__(self, ref: SourceRef, path: str, variable: Variable, rows: Picked | Spans | None = None) -> None:
+    def __init__(
+        self, ref: SourceRef, path: str, variable: Variable, rows: Picked | Spans | Shifted | None = None
+    ) -> None:
         self.ref, self.path, self.name, self.rows = ref, path, variable.name, rows
         self.shape, self.dtype = variable.shape, variable.dtype
         if rows is not None:
@@ -57,6 +59,8 @@ class LclsArray(BackendArray):
         rows, after = _rows(key[0], self.shape[0])
         rows = rows if self.rows is None else self.rows.at(rows)
         values = reopen(self.ref).read(self.path, self.name, rows)
+        if isinstance(self.rows, Shifted):
+            values = values - self.rows.origin
         # from the last axis to the first, so that an integer, which drops its axis, moves no other
         for axis in range(len(key) - 1, 0, -1):
             if not (isinstance(key[axis], slice) and key[axis] == slice(None)):
@@ -127,7 +131,8 @@ def cut_dataset(whole: xr.Dataset, source: RunSource, path: str, event: str, cho
     Returns
     -------
     xarray.Dataset
-        The offsets of its ragged fields are in memory; all other values are read where they are used.
+        Values are read where they are used; but of events that are not consecutive the offsets of ragged fields are
+        in memory.
     """
     node, ref = source.index.nodes[path], source.ref
     cut = cut_node(
@@ -135,8 +140,11 @@ def cut_dataset(whole: xr.Dataset, source: RunSource, path: str, event: str, cho
     )
     variables: dict[Hashable, xr.Variable] = {}
     for name, there in whole.variables.items():
-        if name in cut.offsets:
-            variables[name] = xr.Variable(there.dims, cut.offsets[str(name)], there.attrs, there.encoding)
+        offsets = cut.offsets.get(str(name))
+        if isinstance(offsets, Shifted):
+            variables[name] = _lazy(ref, path, node.variables[str(name)], offsets)
+        elif offsets is not None:
+            variables[name] = xr.Variable(there.dims, offsets, there.attrs, there.encoding)
         elif there.dims and there.dims[0] in cut.maps:
             variables[name] = _lazy(ref, path, node.variables[str(name)], cut.maps[str(there.dims[0])])
         else:
@@ -145,7 +153,7 @@ def cut_dataset(whole: xr.Dataset, source: RunSource, path: str, event: str, cho
     return xr.Dataset(variables, coordinates, whole.attrs)
 
 
-def _lazy(ref: SourceRef, path: str, variable: Variable, rows: Picked | Spans | None = None) -> xr.Variable:
+def _lazy(ref: SourceRef, path: str, variable: Variable, rows: Picked | Spans | Shifted | None = None) -> xr.Variable:
     data = indexing.LazilyIndexedArray(LclsArray(ref, path, variable, rows))
     chunks = {variable.dims[0]: block_length(variable)} if variable.dims else {}
     return xr.Variable(variable.dims, data, variable_attrs(variable), {"preferred_chunks": chunks})

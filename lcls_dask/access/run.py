@@ -17,6 +17,9 @@ from .resolve import open_at
 if TYPE_CHECKING:
     import xarray as xr
 
+#: Blocks of a Dataset: the run's own, as xarray has it.
+OWN: dict[str, int] = {}
+
 #: What `Run.dataset` takes for ``events``: positions, a mask, timestamps or times.
 Events = slice | Sequence[int] | np.ndarray[Any, Any] | None
 
@@ -126,7 +129,7 @@ class Run:
         first, last = (int(self._source.read("/", "timestamp", slice(i, i + 1))[0]) for i in (0, self.events - 1))
         return first, last
 
-    def dataset(self, *select: str, events: Events = None, group: str = "/", chunks: Any = None) -> "xr.Dataset":
+    def dataset(self, *select: str, events: Events = None, group: str = "/", chunks: Any = OWN) -> "xr.Dataset":
         """Variables of the run as a lazy Dataset.
 
         Parameters
@@ -139,7 +142,8 @@ class Run:
         group : str
             The node: ``"/"`` for all events, ``"/<detector>"`` for a detector's own, with its ragged fields.
         chunks : optional
-            As in `xarray.open_dataset`; by default the run's own blocks.
+            As in `xarray.open_dataset`: by default the run's own blocks; None for no Dask, when values are read where
+            they are used, again each time.
 
         Returns
         -------
@@ -161,7 +165,8 @@ class Run:
             self.path,
             engine="lcls",
             # events are chosen before there are blocks: a block would read all of its events, damaged ones too
-            chunks=None if events is not None else {} if chunks is None else chunks,
+            chunks=None if events is not None else chunks,
+            cache=False,
             group=group,
             run=self.number if not is_uri(self.path) else None,
             snapshot=self.snapshot,
@@ -175,7 +180,9 @@ class Run:
         if events is None:
             return whole
         chosen = self._at(events, whole, "/" + group.strip("/"))
-        if chunks is not None:
+        if chunks is None:
+            return chosen
+        if chunks != OWN:
             return chosen.chunk(chunks)
         blocks = {name: v.encoding.get("preferred_chunks", {}) for name, v in whole.data_vars.items()}
         lazy = {name: v for name, v in chosen.data_vars.items() if not v.variable._in_memory}

@@ -117,7 +117,9 @@ def fit_energy_calibration(
     xarray.Dataset
         `value` and `error` (..., parameter), `covariance` (..., parameter, parameter_) of the scatter of the lines
         about the curve, `rms` (...) of the residuals in the unit of what is fitted, `used` (..., line). NaN where all
-        lines lie exactly on one curve's parameters' number, so that nothing tells the errors.
+        lines lie exactly on one curve's parameters' number, so that nothing tells the errors. `unnoticed` (..., line)
+        is what a line could be off by, in that unit, with no other line to contradict it: infinite where there are
+        fewer lines than parameters and two, much larger than `rms` for one that stands alone at an end.
 
     Raises
     ------
@@ -196,14 +198,14 @@ def _fit(model: Model, known: list[Any], told: Any, robust: bool) -> xr.Dataset:
         ),
         *[one.drop_vars("line", errors="ignore").load() for one in arrays],
         input_core_dims=[["line"]] * len(arrays),
-        output_core_dims=[["parameter"], ["parameter", "parameter_"], [], ["line"]],
+        output_core_dims=[["parameter"], ["parameter", "parameter_"], [], ["line"], ["line"]],
         vectorize=True,
-        output_dtypes=[np.float64, np.float64, np.float64, np.bool_],
+        output_dtypes=[np.float64, np.float64, np.float64, np.bool_, np.float64],
     )
-    value, covariance, rms, used = made
+    value, covariance, rms, used, unnoticed = made
     names = list(model.parameters)
     dataset = xr.Dataset(
-        {"value": value, "covariance": covariance, "rms": rms, "used": used},
+        {"value": value, "covariance": covariance, "rms": rms, "used": used, "unnoticed": unnoticed},
         {"parameter": names, "parameter_": names},
         {"model": model.name, "robust": int(robust)},
     )
@@ -212,7 +214,7 @@ def _fit(model: Model, known: list[Any], told: Any, robust: bool) -> xr.Dataset:
     return dataset
 
 
-def _fit_one(model: Model, x: Array, y: Array, robust: bool) -> tuple[Array, Array, float, Array]:
+def _fit_one(model: Model, x: Array, y: Array, robust: bool) -> tuple[Array, Array, float, Array, Array]:
     there = np.isfinite(x).all(axis=0) & np.isfinite(y)
     count, lines = len(model.parameters), int(there.sum())
     if lines < count:
@@ -240,7 +242,9 @@ def _fit_one(model: Model, x: Array, y: Array, robust: bool) -> tuple[Array, Arr
     covariance = variance * (right.T / singular**2) @ right / np.outer(scale, scale)
     used = np.zeros(there.shape, np.bool_)
     used[np.flatnonzero(there)[keep]] = True
-    return parameters, covariance, float(np.sqrt(np.mean(residual**2))), used
+    unnoticed = np.full(there.shape, np.nan)
+    unnoticed[used] = _left_out(model, x, y, keep)[1][keep]
+    return parameters, covariance, float(np.sqrt(np.mean(residual**2))), used, unnoticed
 
 
 def _free(model: Model) -> bool:
@@ -305,26 +309,44 @@ def _least_squares(model: Model, x: Array, y: Array) -> Array | None:
 
 
 def _trimmed(model: Model, x: Array, y: Array) -> Array:
-    """Lines that are not wrong: the half that agrees best (least trimmed squares), and those that agree with it."""
+    """Lines that are not wrong: those that agree with the half that agrees best (least trimmed squares).
+
+    A wrong line at the end of a set may be in that half, as the curve can bend to it, and throws out what is right. So
+    where lines are left out it is tried without each line in turn, and the most lines that agree with one another are
+    taken. Then each of them must lie where all others say.
+    """
+    lines, count = len(y), len(model.parameters)
+    half = (lines + count + 1) // 2
+    everyone = np.ones(lines, np.bool_)
+    kept = _grown(model, x, y, _best_half(model, x, y, half, everyone))
+    if not kept.all():
+        for i in range(lines):
+            others = everyone.copy()
+            others[i] = False
+            tried = _grown(model, x, y, _best_half(model, x, y, min(half, lines - 1), others))
+            kept = tried if tried.sum() > kept.sum() else kept
+    while kept.sum() > count + 1:
+        ratio = _left_out(model, x, y, kept)[0]
+        if not ratio.max() > 1:
+            break
+        kept[int(np.argmax(ratio))] = False
+        kept = _grown(model, x, y, kept)
+    return kept
+
+
+def _grown(model: Model, x: Array, y: Array, kept: Array) -> Array:
+    """The lines with those that agree with them, one after the other."""
     from scipy.stats import t as student
 
     lines, count = len(y), len(model.parameters)
-    half = (lines + count + 1) // 2
-    kept = _best_half(model, x, y, half)
+    kept, half = kept.copy(), int(kept.sum())
     while kept.sum() < lines:
-        parameters = _least_squares(model, x[:, kept], y[kept])
-        if parameters is None:
+        told = _told(model, x, y, kept)
+        if told is None:
             return np.ones(lines, np.bool_)
-        away = _away(model, x, y, parameters)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            jacobian = _jacobian(model, x, parameters)
-        scale = np.linalg.norm(jacobian[kept], axis=0)
-        inverse = np.linalg.pinv(jacobian[kept] / scale)
-        leverage = np.square((jacobian / scale) @ inverse).sum(axis=1)
-        degrees = int(kept.sum()) - count
-        sigma = np.sqrt(np.square(away[kept]).sum() / degrees)
+        away, deviation = told
         # how far a line that is right may lie from where the others say, and the best half agrees too well
-        most = student.isf(CHANCE / (2 * lines), degrees) * sigma * np.sqrt(1 + leverage)
+        most = student.isf(CHANCE / (2 * lines), int(kept.sum()) - count) * deviation
         most = np.maximum(most * (INFLATE if kept.sum() == half else 1.0), 1e-9 * np.abs(y).max())
         near = np.where(kept, np.inf, np.where(np.isfinite(away), away / most, np.inf))
         if near.min() > 1:
@@ -333,20 +355,59 @@ def _trimmed(model: Model, x: Array, y: Array) -> Array:
     return kept
 
 
-def _best_half(model: Model, x: Array, y: Array, half: int) -> Array:
-    """The lines that agree best, of the curves through any few of them."""
+def _told(model: Model, x: Array, y: Array, kept: Array) -> tuple[Array, Array] | None:
+    """Of each line how far it is from where some lines say, and the standard deviation of that for the others."""
+    parameters = _least_squares(model, x[:, kept], y[kept])
+    if parameters is None:
+        return None
+    away = _away(model, x, y, parameters)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        jacobian = _jacobian(model, x, parameters)
+    scale = np.linalg.norm(jacobian[kept], axis=0)
+    inverse = np.linalg.pinv(jacobian[kept] / scale)
+    leverage = np.square((jacobian / scale) @ inverse).sum(axis=1)
+    sigma = np.sqrt(np.square(away[kept]).sum() / (int(kept.sum()) - len(model.parameters)))
+    return away, sigma * np.sqrt(1 + leverage)
+
+
+def _left_out(model: Model, x: Array, y: Array, kept: Array) -> tuple[Array, Array]:
+    """Of each line that is kept how far it is from where the others say, by how far it may be; and how far it may be.
+
+    Externally studentised residuals, of the curve taken to be linear in its parameters: 0 and infinity where the others
+    are too few to say, or the line is not kept.
+    """
+    from scipy.stats import t as student
+
+    ratio, most = np.zeros(len(y)), np.full(len(y), np.inf)
+    degrees = int(kept.sum()) - 1 - len(model.parameters)
+    parameters = _least_squares(model, x[:, kept], y[kept]) if degrees > 0 else None
+    if parameters is None:
+        return ratio, most
+    jacobian, away = _jacobian(model, x[:, kept], parameters), _away(model, x[:, kept], y[kept], parameters)
+    jacobian = jacobian / np.linalg.norm(jacobian, axis=0)
+    alone = 1 - np.einsum("ij,ji->i", jacobian, np.linalg.pinv(jacobian))  # 0 of a line that no other has a say in
+    with np.errstate(invalid="ignore", divide="ignore"):
+        others = np.sqrt(np.maximum(np.square(away).sum() - away**2 / alone, 0) / degrees)
+        room = student.isf(CHANCE / (2 * len(y)), degrees) * others / np.sqrt(alone)
+        room = np.where(alone > 1e-9, np.maximum(room, 1e-9 * np.abs(y).max()), np.inf)
+        most[kept], ratio[kept] = room, np.where(np.isinf(room), 0.0, away / alone / room)
+    return ratio, most
+
+
+def _best_half(model: Model, x: Array, y: Array, half: int, among: Array) -> Array:
+    """Those of some lines that agree best, of the curves through any few of them."""
     linear = len(model.parameters) - _free(model)
-    subsets = np.array(list(islice(combinations(range(len(y)), linear), 20 * TRIALS)))
+    subsets = np.array(list(islice(combinations(np.flatnonzero(among).tolist(), linear), 20 * TRIALS)))
     if len(subsets) > TRIALS:
         subsets = np.random.default_rng(0).permutation(subsets)[:TRIALS]  # the same lines give the same fit
-    best, kept = np.inf, np.ones(len(y), np.bool_)
+    best, kept = np.inf, among.copy()
     for other in model.scan(x) if _free(model) else [0.0]:
         design = model.design(x, float(other))
         if not np.isfinite(design).all():
             continue
         design = design / np.linalg.norm(design, axis=0)
         curves = np.einsum("sij,sj->si", np.linalg.pinv(design[subsets]), y[subsets])
-        squares = np.square(y - curves @ design.T)
+        squares = np.where(among, np.square(y - curves @ design.T), np.inf)
         order = np.argsort(squares, axis=1, kind="stable")[:, :half]
         total = np.take_along_axis(squares, order, axis=1).sum(axis=1)
         if total.min() < best:
@@ -356,7 +417,8 @@ def _best_half(model: Model, x: Array, y: Array, half: int) -> Array:
         parameters = _least_squares(model, x[:, kept], y[kept])
         if parameters is None:
             break
-        again = np.isin(np.arange(len(y)), np.argsort(_away(model, x, y, parameters), kind="stable")[:half])
+        away = np.where(among, _away(model, x, y, parameters), np.inf)
+        again = np.isin(np.arange(len(y)), np.argsort(away, kind="stable")[:half])
         if (again == kept).all():
             break
         kept = again

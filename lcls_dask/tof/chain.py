@@ -173,7 +173,7 @@ def plan(run: Run, settings: Settings) -> Plan:
         dead_time=settings.dead_time, polarity=settings.polarity, baseline=levels["baseline"],
     )  # fmt: skip
     control = None if settings.pulse_energy is None else _pulse_energy(run, settings.pulse_energy, node)
-    grades = None if control is None else _grades(control)
+    grades = _grades(np.zeros(len(hits)) if control is None else control)
     asked = {"counts": tof_spectrum(hits, _edges(*settings.range_ns, settings.bin_ns), by=grades)}
     if settings.length is not None:
         asked["energy_counts"] = energy_spectrum(
@@ -267,7 +267,7 @@ def _together(run: Run, settings: Settings, levels: xr.Dataset, found: dict[str,
     def bare(array: xr.DataArray, prefix: str) -> xr.DataArray:
         return array.rename({name: f"{prefix}{name}" for name in ("outside", "shots") if name in array.coords})
 
-    graded = found["counts"] if "grade" in found["counts"].dims else found["counts"].expand_dims("grade")
+    graded = found["counts"]
     found["counts"] = graded.sum("grade", keep_attrs=True).assign_coords(
         {name: graded[name].sum("grade", keep_attrs=True) for name in ("outside", "shots")}
     )

@@ -1,10 +1,12 @@
 """Digitizer records as `Ragged`: FEX windows and whole waveforms of a run's node."""
 
+import pickle
 from collections.abc import Hashable
 from typing import Any
 
 import numpy as np
 import xarray as xr
+from dask.base import tokenize
 from dask.delayed import delayed
 
 from ..errors import ArgumentError
@@ -65,7 +67,7 @@ def windows(dataset: xr.Dataset, *, waveforms: bool = False, events: int | None 
         raise ArgumentError(f"{events} events to a block is too few; give 1 or more")
     bounds = np.minimum(np.arange(0, count + events, events), count) if count else np.zeros(2, np.int64)
     keep = {
-        str(name): dataset[name].rename({event: "event"})
+        str(name): dataset.variables[name]
         for name in ("timestamp", "step")
         if name in dataset.variables and dataset[name].dims == (event,)
     }
@@ -75,17 +77,22 @@ def windows(dataset: xr.Dataset, *, waveforms: bool = False, events: int | None 
     if waveforms:
         told["whole_waveforms"] = 1
     read = (_read_waveforms if waveforms else _read_windows)(dataset, base, bounds * segments)
-    blocks = [
-        delayed(_block, pure=True)(columns, {name: c[first:last] for name, c in keep.items()}, labels, told)
-        for columns, first, last in zip(read, bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)
+    own = [
+        {name: _part(c, first, last) for name, c in keep.items()}
+        for first, last in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)
     ]
-    meta = empty_like(
-        _block(
-            {"offset": np.zeros(1, np.int64), "start": np.zeros(0, np.int32), "sample_offset": np.zeros(1, np.int64),
-             "samples": np.zeros(0, samples.dtype)},
-            {name: c[:0].load() for name, c in keep.items()}, labels, told,
-        )
-    )  # fmt: skip
+    # named by what is read, as Dask would read it to name it
+    token = tokenize(pickle.dumps((read, own, labels, told)))
+    work: Any = delayed(_block)
+    blocks = [
+        work(columns, kept, labels, told, dask_key_name=f"windows-{token}-{i}")
+        for i, (columns, kept) in enumerate(zip(read, own, strict=True))
+    ]
+    edge = np.zeros(1, np.int64)
+    none: dict[str, Array] = {"offset": edge, "start": np.zeros(0, np.int32), "sample_offset": edge}
+    none["samples"] = np.zeros(0, samples.dtype)
+    columns = {name: (array, 0, len(array)) for name, array in none.items()}
+    meta = empty_like(_block(columns, {name: _part(c, 0, 0) for name, c in keep.items()}, labels, told))
     return Ragged.from_blocks(blocks, np.diff(bounds).tolist(), meta)
 
 
@@ -121,41 +128,60 @@ def _block_length(count: int, size: int) -> int:
 def _read_windows(dataset: xr.Dataset, base: str, rows: Array) -> list[dict[str, Any]]:
     """For each block of rows the columns that it needs, not read yet."""
     name = f"{base}.windows"
+    offset, start, inside, samples = (
+        dataset.variables[f"{name}.{column}"] for column in ("offset", "start", "sample_offset", "samples")
+    )
     # only the ends of blocks are read here
-    ends = np.asarray(dataset[f"{name}.offset"][rows])
-    sample_ends = np.asarray(dataset[f"{name}.sample_offset"][ends])
+    ends = np.asarray(offset[rows]).tolist()
+    sample_ends = np.asarray(inside[ends]).tolist()
     return [
         {
-            "offset": dataset[f"{name}.offset"][rows[i] : rows[i + 1] + 1],
-            "start": dataset[f"{name}.start"][ends[i] : ends[i + 1]],
-            "sample_offset": dataset[f"{name}.sample_offset"][ends[i] : ends[i + 1] + 1],
-            "samples": dataset[f"{name}.samples"][sample_ends[i] : sample_ends[i + 1]],
+            "offset": _part(offset, rows[i], rows[i + 1] + 1),
+            "start": _part(start, ends[i], ends[i + 1]),
+            "sample_offset": _part(inside, ends[i], ends[i + 1] + 1),
+            "samples": _part(samples, sample_ends[i], sample_ends[i + 1]),
         }
         for i in range(len(rows) - 1)
     ]
 
 
 def _read_waveforms(dataset: xr.Dataset, base: str, rows: Array) -> list[dict[str, Any]]:
-    name = f"{base}.waveforms"
-    ends = np.asarray(dataset[f"{name}.offset"][rows])
+    offset, samples = dataset.variables[f"{base}.waveforms.offset"], dataset.variables[f"{base}.waveforms"]
+    ends = np.asarray(offset[rows]).tolist()
     return [
         {
-            "waveform_offset": dataset[f"{name}.offset"][rows[i] : rows[i + 1] + 1],
-            "samples": dataset[name][ends[i] : ends[i + 1]],
+            "waveform_offset": _part(offset, rows[i], rows[i + 1] + 1),
+            "samples": _part(samples, ends[i], ends[i + 1]),
         }
         for i in range(len(rows) - 1)
     ]
 
 
-def _block(columns: dict[str, Any], events: dict[str, Any], labels: xr.Variable, told: dict[str, Any]) -> xr.Dataset:
+#: Rows of a variable: those of a lazy one are taken where they are read, as xarray would keep them in the graph.
+Part = tuple[Any, int, int]
+
+
+def _part(variable: Any, first: int, last: int) -> Part:
+    first, last = int(first), int(last)
+    in_hand = variable.chunks is not None or variable._in_memory
+    return (variable[first:last], 0, last - first) if in_hand else (variable, first, last)
+
+
+def _values(part: Part) -> Array:
+    variable, first, last = part
+    return np.asarray(variable[first:last])
+
+
+def _block(columns: dict[str, Part], events: dict[str, Part], labels: xr.Variable, told: dict[str, Any]) -> xr.Dataset:
     """One block of events, read."""
-    values = {name: np.asarray(column) for name, column in columns.items()}
+    values = {name: _values(column) for name, column in columns.items()}
     if "waveform_offset" in values:
         values |= _as_windows(values.pop("waveform_offset"))
     offset, inside = values["offset"], values["sample_offset"]
     return windows_dataset(
-        offset - offset[0], values["start"], inside - inside[0], values["samples"], labels, told, events
-    )
+        offset - offset[0], values["start"], inside - inside[0], values["samples"], labels, told,
+        {name: xr.Variable("event", _values(part), part[0].attrs) for name, part in events.items()},
+    )  # fmt: skip
 
 
 def _as_windows(edges: Array) -> dict[str, Array]:
@@ -188,7 +214,7 @@ def windows_dataset(
     labels : (channel) xarray.Variable
     told : dict
         Attributes of the samples.
-    events : dict of str to xarray.DataArray
+    events : dict of str to xarray.Variable or xarray.DataArray
         Over `event`.
 
     Returns
@@ -202,5 +228,5 @@ def windows_dataset(
             "sample_offset": ("window_edge", sample_offset, {"units": "1", "long_name": "where each window begins"}),
             "samples": ("sample", samples, {"units": "ADU", "long_name": "samples of all windows", **told}),
         },
-        {"channel": labels, **{name: ("event", np.asarray(value), value.attrs) for name, value in events.items()}},
+        {"channel": labels, **events},
     )

@@ -10,8 +10,8 @@ from numba import types
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 
-#: Samples of a mask.
-BLOCK = 64
+#: Samples of a mask, and those that are looked at together where there is nothing.
+BLOCK, WIDE = 64, 512
 
 
 @intrinsic
@@ -48,6 +48,50 @@ def at_most(_: Any, samples: Any, at: Any, limit: Any) -> Any:
         return builder.bitcast(bits, ir.IntType(BLOCK))
 
     return types.uint64(samples, types.intp, dtype), generate
+
+
+def _extreme(sign: str) -> Any:
+    """The intrinsic that gives the least (``"<"``) or greatest (``">"``) of `WIDE` samples."""
+
+    @intrinsic
+    def extreme(_: Any, samples: Any, at: Any) -> Any:
+        dtype = samples.dtype
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            array, place = arguments
+            make: Any = make_array
+            data = make(signature.args[0])(context, builder, array).data
+
+            def further(one: Any, other: Any) -> Any:
+                if isinstance(dtype, types.Float):
+                    return builder.select(builder.fcmp_ordered(sign, one, other), one, other)
+                compare = builder.icmp_signed if dtype.signed else builder.icmp_unsigned
+                return builder.select(compare(sign, one, other), one, other)
+
+            lanes, whole = BLOCK, ir.VectorType(context.get_data_type(dtype), BLOCK)
+            found: Any = None
+            for k in range(0, WIDE, BLOCK):
+                pointer = builder.gep(data, [builder.add(place, ir.Constant(place.type, k))])
+                values = builder.load(builder.bitcast(pointer, whole.as_pointer()), align=dtype.bitwidth // 8)
+                found = values if found is None else further(found, values)
+            while lanes > 1:  # halves with one another
+                lanes //= 2
+                half = ir.VectorType(ir.IntType(32), lanes)
+                nothing = ir.Constant(found.type, ir.Undefined)
+                low, high = (
+                    builder.shuffle_vector(found, nothing, ir.Constant(half, list(range(first, first + lanes))))
+                    for first in (0, lanes)
+                )
+                found = further(low, high)
+            return builder.extract_element(found, ir.Constant(ir.IntType(32), 0))
+
+        return dtype(samples, types.intp), generate
+
+    return extreme
+
+
+#: Least and greatest of `WIDE` samples from one on: an instruction for each vector of them. All must be there.
+least, greatest = _extreme("<"), _extreme(">")
 
 
 @intrinsic
