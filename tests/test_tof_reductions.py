@@ -14,6 +14,7 @@ from lcls_dask import tof
 from lcls_dask.errors import ArgumentError
 from lcls_dask.reduce.ragged import Ragged, concatenate
 from lcls_dask.reduce.reduction import Reduction, Running
+from lcls_dask.tof import chain
 from lcls_dask.tof.covariance import covariance_reduction
 
 Array = np.ndarray[Any, Any]
@@ -299,6 +300,22 @@ def test_dead_time_that_cannot_be() -> None:
             tof.deadtime_correct(counts, 100, dead, bin_width=width)
     with pytest.raises(ArgumentError, match="bin_width"):
         tof.deadtime_correct(counts, 100, 1.0)
+
+
+def test_dead_time_of_shots_that_are_not_alike() -> None:
+    """Of all together too few come back; by grades of their intensity, as the whole chain does it, nearly all do."""
+    random = np.random.default_rng(8)
+    energy = random.gamma(4, 0.25, 200_000)
+    hits = random.poisson(0.5 * energy)  # all within one dead time
+    grades = chain._grades(energy)
+    assert np.unique(grades).size == chain.GRADES
+    shots = np.bincount(grades)
+    counts = np.zeros((len(shots), 3), np.int64)
+    counts[:, 1] = np.bincount(grades, hits > 0)
+    graded = tof.deadtime_correct(counts, shots, 2.0, bin_width=2.0).sum()
+    together = tof.deadtime_correct(counts.sum(axis=0), shots.sum(), 2.0, bin_width=2.0).sum()
+    assert float(graded) == pytest.approx(hits.sum(), rel=0.01)
+    assert float(together) < 0.98 * hits.sum()
 
 
 def test_delay_lines() -> None:

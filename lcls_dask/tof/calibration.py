@@ -318,24 +318,25 @@ def _trimmed(model: Model, x: Array, y: Array) -> Array:
     lines, count = len(y), len(model.parameters)
     half = (lines + count + 1) // 2
     everyone = np.ones(lines, np.bool_)
-    kept = _grown(model, x, y, _best_half(model, x, y, half, everyone))
+    kept = _grown(model, x, y, _best_half(model, x, y, half, everyone), everyone)
     if not kept.all():
         for i in range(lines):
             others = everyone.copy()
             others[i] = False
-            tried = _grown(model, x, y, _best_half(model, x, y, min(half, lines - 1), others))
+            tried = _grown(model, x, y, _best_half(model, x, y, min(half, lines - 1), others), everyone)
             kept = tried if tried.sum() > kept.sum() else kept
+    among = everyone.copy()
     while kept.sum() > count + 1:
         ratio = _left_out(model, x, y, kept)[0]
         if not ratio.max() > 1:
             break
-        kept[int(np.argmax(ratio))] = False
-        kept = _grown(model, x, y, kept)
+        kept[int(np.argmax(ratio))] = among[int(np.argmax(ratio))] = False  # for good, so that this ends
+        kept = _grown(model, x, y, kept, among)
     return kept
 
 
-def _grown(model: Model, x: Array, y: Array, kept: Array) -> Array:
-    """The lines with those that agree with them, one after the other."""
+def _grown(model: Model, x: Array, y: Array, kept: Array, among: Array) -> Array:
+    """The lines with those of others that agree with them, one after the other."""
     from scipy.stats import t as student
 
     lines, count = len(y), len(model.parameters)
@@ -343,12 +344,12 @@ def _grown(model: Model, x: Array, y: Array, kept: Array) -> Array:
     while kept.sum() < lines:
         told = _told(model, x, y, kept)
         if told is None:
-            return np.ones(lines, np.bool_)
+            return among.copy()
         away, deviation = told
         # how far a line that is right may lie from where the others say, and the best half agrees too well
         most = student.isf(CHANCE / (2 * lines), int(kept.sum()) - count) * deviation
         most = np.maximum(most * (INFLATE if kept.sum() == half else 1.0), 1e-9 * np.abs(y).max())
-        near = np.where(kept, np.inf, np.where(np.isfinite(away), away / most, np.inf))
+        near = np.where(among & ~kept & np.isfinite(away), away / most, np.inf)
         if near.min() > 1:
             break
         kept[int(np.argmin(near))] = True
