@@ -3,8 +3,9 @@
 import numpy as np
 from numba import njit
 
-#: Pixels of a tile: their sums fit the second level of the cache, and each frame is read in long stretches.
-TILE = 2048
+#: Pixels of a strip, which stays in the first level of the cache, and of a tile, whose sums stay in the second; of a
+#: tile each frame is read in one stretch.
+STRIP, TILE = 512, 4096
 
 #: Adding this to a real number, and taking it off again, rounds to a multiple of 1/4096, so that sums are exact, in any
 #: order: of 53 bits, none are left for what is smaller.
@@ -12,36 +13,56 @@ ROUND = 1.5 * 2.0**40
 
 
 @njit(cache=True, nogil=True)
-def _not_numbers(values, first, last):
-    """How many are NaN or infinite."""
-    found = np.int32(0)
-    for i in range(first, last):
-        value = values[np.uint64(i)]
-        found += np.int32(not (value - value == 0))
-    return found
+def _exact(value):
+    """A multiple of 1/4096; 0 for what is no finite number."""
+    finite = value if value - value == 0 else np.float32(0)
+    return (np.float64(finite) + ROUND) - ROUND
 
 
 @njit(cache=True, nogil=True)
-def _add_real(values, first, last, total, square, most):
-    """Add finite real numbers."""
-    for i in range(first, last):
-        k = np.uint64(i)
-        value = values[k]
-        exact = (np.float64(value) + ROUND) - ROUND
-        total[k] += exact
-        square[k] += exact * exact
-        most[k] = value if value > most[k] else most[k]
+def _one(value):
+    """Whether a number is finite, as a number."""
+    return np.float32(1) if value - value == 0 else np.float32(0)
+
+
+@njit(cache=True, nogil=True, fastmath={"contract"})
+def _add_sums(one, two, three, four, sums):
+    """Add strips of four frames: sums, and a strip behind them those of squares.
+
+    Sums and squares are one array, and each loop has but one that is written: so the compiler can check that arrays do
+    not overlap, without which it makes no vector code.
+    """
+    for i in range(one.size):
+        a, b, c, d = _exact(one[i]), _exact(two[i]), _exact(three[i]), _exact(four[i])
+        sums[i] += (a + b) + (c + d)
+        sums[STRIP + i] += (a * a + b * b) + (c * c + d * d)
 
 
 @njit(cache=True, nogil=True)
-def _add_four(one, two, three, four, total, square, most):
-    """Add four frames of finite real numbers, so that the sums are fetched and put back once."""
+def _add_most(one, two, three, four, most):
+    """Take in strips of four frames: highest values, and a strip behind them how many are finite."""
+    for i in range(one.size):
+        a, b, c, d = one[i], two[i], three[i], four[i]
+        highest = most[i]
+        highest = a if (a > highest) & (a - a == 0) else highest
+        highest = b if (b > highest) & (b - b == 0) else highest
+        highest = c if (c > highest) & (c - c == 0) else highest
+        highest = d if (d > highest) & (d - d == 0) else highest
+        most[i] = highest
+        most[STRIP + i] += (_one(a) + _one(b)) + (_one(c) + _one(d))
+
+
+@njit(cache=True, nogil=True)
+def _put(sums, real, count, total, square, most):
+    """Add the sums of a strip to those of all frames."""
     for i in range(total.size):
-        a, b = (np.float64(one[i]) + ROUND) - ROUND, (np.float64(two[i]) + ROUND) - ROUND
-        c, d = (np.float64(three[i]) + ROUND) - ROUND, (np.float64(four[i]) + ROUND) - ROUND
-        total[i] += (a + b) + (c + d)
-        square[i] += (a * a + b * b) + (c * c + d * d)
-        most[i] = max(max(max(one[i], two[i]), max(three[i], four[i])), most[i])
+        total[i] += sums[i]
+    for i in range(total.size):
+        square[i] += sums[STRIP + i]
+    for i in range(total.size):
+        most[i] = max(most[i], real[i])
+    for i in range(total.size):
+        count[i] += np.uint32(real[STRIP + i])
 
 
 @njit(cache=True, nogil=True)
@@ -56,26 +77,13 @@ def _add_whole(values, first, last, total, square, most):
 
 
 @njit(cache=True, nogil=True)
-def _add_some(values, first, last, count, total, square, most):
-    """Add those real numbers that are finite, and count them."""
-    for i in range(first, last):
-        value = values[i]
-        if value - value == 0:
-            exact = (np.float64(value) + ROUND) - ROUND
-            count[i] += np.uint32(1)
-            total[i] += exact
-            square[i] += exact * exact
-            most[i] = max(most[i], value)
-
-
-@njit(cache=True, nogil=True)
 def add_frames(frames, group, count, total, square, most):
     """Add real numbers to the sums of their groups.
 
     Parameters
     ----------
     frames : (events, n) float32
-        What is no finite number does not count.
+        What is no finite number does not count. At most 2^24 events, since they are counted in float32.
     group : (events,) int64
         -1 for none.
     count : (groups, n) uint32
@@ -83,30 +91,26 @@ def add_frames(frames, group, count, total, square, most):
     total, square : (groups, n) float64
     most : (groups, n) float32
     """
-    events, n = frames.shape
-    chosen = np.empty(events, np.int64)
+    n = frames.shape[1]
+    none = np.full(STRIP, np.nan, np.float32)
+    sums, real = np.empty((TILE // STRIP, 2 * STRIP)), np.empty((TILE // STRIP, 2 * STRIP), np.float32)
     for first in range(0, n, TILE):
-        last = min(first + TILE, n)
+        edges = np.minimum(np.arange(first, first + TILE + STRIP, STRIP), n)
         for g in range(count.shape[0]):
-            finite = 0
-            for event in range(events):
-                if group[event] != g:
-                    continue
-                if _not_numbers(frames[event], first, last) == 0:
-                    chosen[finite] = event
-                    finite += 1
-                else:
-                    _add_some(frames[event], first, last, count[g], total[g], square[g], most[g])
-            done = finite - finite % 4
-            for k in range(0, done, 4):
-                _add_four(
-                    frames[chosen[k], first:last], frames[chosen[k + 1], first:last],
-                    frames[chosen[k + 2], first:last], frames[chosen[k + 3], first:last],
-                    total[g, first:last], square[g, first:last], most[g, first:last],
-                )  # fmt: skip
-            for k in range(done, finite):
-                _add_real(frames[chosen[k]], first, last, total[g], square[g], most[g])
-            count[g, first:last] += np.uint32(finite)
+            chosen = np.nonzero(group == g)[0]
+            sums[:], real[:, :STRIP], real[:, STRIP:] = 0.0, -np.inf, 0.0
+            for k in range(0, chosen.size, 4):
+                for strip in range(TILE // STRIP):
+                    a, b = edges[strip], edges[strip + 1]
+                    one = frames[chosen[k], a:b]
+                    two = frames[chosen[k + 1], a:b] if k + 1 < chosen.size else none[: b - a]
+                    three = frames[chosen[k + 2], a:b] if k + 2 < chosen.size else none[: b - a]
+                    four = frames[chosen[k + 3], a:b] if k + 3 < chosen.size else none[: b - a]
+                    _add_most(one, two, three, four, real[strip])
+                    _add_sums(one, two, three, four, sums[strip])
+            for strip in range(TILE // STRIP):
+                a, b = edges[strip], edges[strip + 1]
+                _put(sums[strip], real[strip], count[g, a:b], total[g, a:b], square[g, a:b], most[g, a:b])
 
 
 @njit(cache=True, nogil=True)
