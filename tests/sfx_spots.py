@@ -56,7 +56,9 @@ def lattice_xy(random: np.random.Generator, cell: Cell, count: int) -> tuple[Arr
     axes = cell.primitive @ np.diag(1 + STRAIN * random.uniform(-1, 1, 3)) @ rotation(random).T
     star = np.linalg.inv(axes).T
     limit = 2 * np.sin(0.5 * np.arctan(HALF * PIXEL / DISTANCE)) / WAVELENGTH
-    q = _indices(cell, 1.02 * limit) @ star
+    hkl = _indices(cell, 1.02 * limit)
+    along = hkl @ star[:, 2]  # few are where the sphere is; the rest is not worth its time
+    q = hkl[(along < 5 * EXCITATION) & (along > -0.55 * WAVELENGTH * (1.02 * limit) ** 2 - 5 * EXCITATION)] @ star
     # a node's distance from the Ewald sphere, nearly
     q = q[np.abs(q[:, 2] + (q**2).sum(axis=1) * (WAVELENGTH / 2)) < 5 * EXCITATION]
     square = (q**2).sum(axis=1)

@@ -61,8 +61,8 @@ def test_orientations_with_a_third_of_wrong_spots(name: str, count: int, share: 
 @pytest.mark.parametrize(("count", "share"), [(15, 0.97), (25, 0.99), (50, 0.99), (150, 0.99)])
 def test_orientations_of_many_frames(name: str, count: int, share: float) -> None:
     away = index_stills(name, count, 2000)
-    # 15 spots of the large cell are of low angles, which tell an orientation less well
-    assert (away < 0.5).mean() >= (0.94 if (name, count) == ("large", 15) else share)
+    # 15 spots of the large cell are of low angles, which tell an orientation less well: 97.2 % of 1000 frames
+    assert (away < 0.5).mean() >= (0.96 if (name, count) == ("large", 15) else share)
     assert (away < 1.0).mean() >= 0.99
     assert ((away > 2) & (away < 180)).mean() <= 1e-3
 

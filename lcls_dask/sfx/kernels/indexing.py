@@ -7,13 +7,16 @@ from numba import njit
 
 from .lattice import (
     ACROSS,
+    ALONG,
     assign,
     crowding,
     evidence,
     inverse,
     once_each,
+    penalty,
     ratio,
     refine,
+    rotate,
     same_metric,
     turn,
     without_rows,
@@ -33,6 +36,8 @@ AXIS_WIDTH, TURN_WIDTH = 0.2, 0.3
 STEP = 0.45
 #: How far lengths and angles of the cell may be from those known, relatively.
 METRIC = 0.05
+#: Rotations across the beam [rad] that a lattice of few spots is fitted anew from.
+ASIDE = ((0.01, 0.0), (-0.01, 0.0), (0.0, 0.01), (0.0, -0.01))
 #: Rows of the lattice that it must be told without.
 ROWS = 2
 
@@ -130,6 +135,18 @@ def _grow(spots, some, n, star, work):
 
 
 @njit(cache=True, nogil=True)
+def _fit(spots, beams, crowd, n, star, shift, strain, told, cell, metric, work, hkl, misses, keys):
+    """Fit a lattice to all spots, in place; its evidence, without end below 0 where it became another one."""
+    for across in (ACROSS[4], ACROSS[2]):
+        refine(spots, beams, n, star, shift, strain, across, 0.5, max(ALONG, across), cell, work, hkl, misses)
+    if not same_metric(star, metric, METRIC, work):
+        return -np.inf
+    assign(spots, beams, n, star, shift, work, hkl, misses)
+    once_each(n, hkl, misses, keys)
+    return evidence(n, misses, crowd, cell, told) - penalty(strain, shift)
+
+
+@njit(cache=True, nogil=True)
 def find_lattice(spots, beams, crowd, n, basis, fold, both, tables, edges, star, shift, told, hkl, misses):
     """The lattice that explains the spots best.
 
@@ -147,7 +164,7 @@ def find_lattice(spots, beams, crowd, n, basis, fold, both, tables, edges, star,
         Directions of half a sphere, ever more of them: of each level all x, all y, all z.
     star, shift : (3, 3), (2,) float64
         Out: the lattice, and the shift of the centre [1/Angstrom].
-    told : (2,) float64
+    told : (3,) float64
         Out: see `evidence`.
     hkl, misses : (>= n, 3) int64, (>= n, 2) float64
         Out: see `assign`.
@@ -158,7 +175,7 @@ def find_lattice(spots, beams, crowd, n, basis, fold, both, tables, edges, star,
         The evidence; without end below 0 where there is none.
     """
     some = min(n, SEARCHED)
-    work, one, moved, strain, guess = np.empty((3, 3)), np.empty((3, 3)), np.empty(2), np.empty(6), np.empty(2)
+    work, one, moved, strain, guess = np.empty((3, 3)), np.empty((3, 3)), np.empty(2), np.empty(6), np.empty(3)
     kept, keys = np.zeros(6), np.empty(n, np.int64)
     cell = abs(1.0 / (basis[0] * np.cross(basis[1], basis[2])).sum())
     metric = basis @ np.ascontiguousarray(basis.T)
@@ -170,13 +187,7 @@ def find_lattice(spots, beams, crowd, n, basis, fold, both, tables, edges, star,
             moved[:] = 0.0
             strain[:] = 0.0
             _grow(spots, some, n, one, work)
-            for across in (ACROSS[4], ACROSS[2]):
-                refine(spots, beams, n, one, moved, strain, across, 0.5, cell, work, hkl, misses)
-            if not same_metric(one, metric, METRIC, work):
-                continue
-            assign(spots, beams, n, one, moved, work, hkl, misses)
-            once_each(n, hkl, misses, keys)
-            value = evidence(n, misses, crowd, cell, guess)
+            value = _fit(spots, beams, crowd, n, one, moved, strain, guess, cell, metric, work, hkl, misses, keys)
             if value > most:
                 most, star[:], shift[:], told[:], kept[:] = value, one, moved, guess, strain
             if most > SURE:
@@ -185,12 +196,20 @@ def find_lattice(spots, beams, crowd, n, basis, fold, both, tables, edges, star,
             break
     if most == -np.inf:
         return most
+    if most < SURE:
+        # few spots: with a wrong one more and a right one less, the fit may have ended beside the best
+        for aside in ASIDE:
+            one[:], moved[:], strain[:] = star, shift, kept
+            rotate(one, aside[0], aside[1], 0.0)
+            value = _fit(spots, beams, crowd, n, one, moved, strain, guess, cell, metric, work, hkl, misses, keys)
+            if value > most:
+                most, star[:], shift[:], told[:], kept[:] = value, one, moved, guess, strain
     one[:], moved[:], guess[:] = star, shift, told
     for _ in range(3):
-        refine(spots, beams, n, one, moved, kept, told[0], told[1], cell, work, hkl, misses)
+        refine(spots, beams, n, one, moved, kept, told[0], told[1], told[2], cell, work, hkl, misses)
     assign(spots, beams, n, one, moved, work, hkl, misses)
     once_each(n, hkl, misses, keys)
-    value = evidence(n, misses, crowd, cell, guess)
+    value = evidence(n, misses, crowd, cell, guess) - penalty(kept, moved)
     if value >= most and same_metric(one, metric, METRIC, work):
         star[:], shift[:], told[:] = one, moved, guess
         return value
@@ -230,7 +249,7 @@ def index_frames(
         Out: the lattice that explains each spot, -1 for none.
     """
     most = star.shape[1]
-    told = np.empty(2)
+    told = np.empty(3)
     cell = abs(1.0 / (basis[0] * np.cross(basis[1], basis[2])).sum())
     for frame in range(len(count)):
         count[frame] = 0
@@ -265,7 +284,7 @@ def index_frames(
             members = 0
             square = 0.0
             for i in range(n):
-                r = ratio(misses[i, 0], misses[i, 1], told[0], cell) / crowd[i]
+                r = ratio(misses[i, 0], misses[i, 1], told[0], told[2], cell) / crowd[i]
                 gains[i] = math.log(1.0 + told[1] * (r - 1.0))
                 if gains[i] > 0.0:
                     members += 1

@@ -13,8 +13,8 @@ from numba import njit
 #: Errors of a spot across its beam [1/Angstrom], and shares of spots in the lattice, that are tried.
 ACROSS = (0.25e-3, 0.4e-3, 0.65e-3, 1.0e-3, 1.6e-3)
 SHARES = (0.3, 0.6, 0.85)
-#: Least error along the beam [1/Angstrom].
-ALONG = 1.0e-3
+#: Errors along the beam [1/Angstrom] that are tried, and the one that is taken before.
+ALONGS, ALONG = (0.5e-3, 2.0e-3), 1.0e-3
 
 #: Half the width of a powder ring, and of what it is compared with [1/Angstrom].
 RING, ABOUT = 2.0e-3, 25.0e-3
@@ -189,13 +189,31 @@ def crowding(size, n, crowd):
 
 
 @njit(cache=True, nogil=True)
-def ratio(square, off, across, cell):
+def ratio(square, off, across, along, cell):
     """Density of a spot's miss if it is in the lattice over that if it is anywhere, evenly."""
-    along = max(ALONG, across)
     away = square / (across * across) + (off / along) ** 2
     if away > 60.0:
         return 0.0
     return cell * math.exp(-0.5 * away) / (15.749609945722419 * across * across * along)  # (2 pi)^(3/2)
+
+
+@njit(cache=True, nogil=True)
+def _evidence_of(n, misses, crowd, cell, across, along, most, best):
+    """See `evidence`: of one pair of errors, where it is more than `most`."""
+    totals, products = np.zeros(3), np.ones(3)
+    for i in range(n):
+        r = ratio(misses[i, 0], misses[i, 1], across, along, cell) / crowd[i]
+        for s in range(3):
+            products[s] *= 1.0 + SHARES[s] * (r - 1.0)
+            # a logarithm now and then is much less than one of each
+            if not 1e-200 < products[s] < 1e200:
+                totals[s] += math.log(products[s])
+                products[s] = 1.0
+    for s in range(3):
+        total = totals[s] + math.log(products[s])
+        if total > most:
+            most, best[0], best[1], best[2] = total, across, SHARES[s], along
+    return most
 
 
 @njit(cache=True, nogil=True)
@@ -210,25 +228,25 @@ def evidence(n, misses, crowd, cell, best):
         See `crowding`.
     cell : float
         Volume of the reciprocal cell [1/Angstrom^3].
-    best : (2,) float64
-        Out: error across the beam, share of spots in the lattice.
+    best : (3,) float64
+        Out: error across the beam, share of spots in the lattice, error along the beam.
     """
     most = -np.inf
     for across in ACROSS:
-        totals, products = np.zeros(3), np.ones(3)
-        for i in range(n):
-            r = ratio(misses[i, 0], misses[i, 1], across, cell) / crowd[i]
-            for s in range(3):
-                products[s] *= 1.0 + SHARES[s] * (r - 1.0)
-                # a logarithm now and then is much less than one of each
-                if not 1e-200 < products[s] < 1e200:
-                    totals[s] += math.log(products[s])
-                    products[s] = 1.0
-        for s in range(3):
-            total = totals[s] + math.log(products[s])
-            if total > most:
-                most, best[0], best[1] = total, across, SHARES[s]
+        most = _evidence_of(n, misses, crowd, cell, across, max(ALONG, across), most, best)
+    across = best[0]
+    for along in ALONGS:
+        most = _evidence_of(n, misses, crowd, cell, across, max(along, across), most, best)
     return most
+
+
+@njit(cache=True, nogil=True)
+def penalty(strain, shift):
+    """What the logarithm of the likelihood loses by a strain and a shift, which are unlikely before spots are seen."""
+    square = 0.0
+    for j in range(6):
+        square += (1.0 if j < 3 else 2.0) * strain[j] ** 2
+    return 0.5 * square / STRAIN**2 + 0.5 * (shift[0] ** 2 + shift[1] ** 2) / SHIFT**2
 
 
 @njit(cache=True, nogil=True)
@@ -257,7 +275,7 @@ def _solve(matrix, vector):
 
 
 @njit(cache=True, nogil=True)
-def refine(spots, beams, n, star, shift, strain, across, share, cell, work, hkl, misses):
+def refine(spots, beams, n, star, shift, strain, across, share, along, cell, work, hkl, misses):
     """One step of rotation, strain and shift, in place, with each spot weighed by its chance to be in the lattice.
 
     Strain and shift are held to 0 as far as the spots do not tell (`STRAIN`, `SHIFT`), so that few spots do not make
@@ -267,7 +285,7 @@ def refine(spots, beams, n, star, shift, strain, across, share, cell, work, hkl,
     ----------
     strain : (6,) float64
         xx, yy, zz, yz, xz, xy since the known cell; in and out.
-    across, share, cell : float
+    across, share, along, cell : float
         See `evidence`.
 
     Returns
@@ -277,10 +295,9 @@ def refine(spots, beams, n, star, shift, strain, across, share, cell, work, hkl,
     """
     assign(spots, beams, n, star, shift, work, hkl, misses)
     matrix, vector, columns, dots = np.zeros((_FREE, _FREE)), np.zeros(_FREE), np.zeros((_FREE, 3)), np.zeros(_FREE)
-    along = max(ALONG, across)
     sharp, wide = 1.0 / across**2, 1.0 / along**2
     for i in range(n):
-        r = ratio(misses[i, 0], misses[i, 1], across, cell)
+        r = ratio(misses[i, 0], misses[i, 1], across, along, cell)
         if r <= 0.0:
             continue
         weight = share * r / (1.0 + share * (r - 1.0))
