@@ -1,12 +1,21 @@
 """Crystallography: peaks of a Jungfrau 4M against psana.peakfinder8, with calibration in one pass, powder patterns."""
 
+import logging
+import os
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
+import dask
 import numpy as np
 import xarray as xr
+from distributed import Client, LocalCluster
 
+import lcls_dask
+from lcls_dask import sfx
 from lcls_dask.facility.geometry import PIXEL, jungfrau_4m
 from lcls_dask.sfx import Calibration, Geometry, Panel, PixelConstants
 from lcls_dask.sfx.calibration import calibrate_block
@@ -129,26 +138,71 @@ def fused(setting: Setting, detector: Geometry, values: Array) -> None:
 
 
 def powders(setting: Setting, values: Array) -> None:
-    """Sum, squares, maximum and count of many frames: those in memory again and again."""
-    count = setting.size(1000, 2 * len(values))
+    """Sum, squares, maximum and count of many frames: blocks of 32, those in memory again and again."""
+    block = setting.size(32, 2 * len(values))
+    count = setting.size(992, block)
     n = values[0].size
-    flat, group = values.reshape(len(values), n), np.zeros(len(values), np.int64)
+    flat, group = np.resize(values, (block, n)), np.zeros(block, np.int64)
     part = np.zeros((1, n), np.uint32), np.zeros((1, n)), np.zeros((1, n)), np.full((1, n), -np.inf, np.float32)
     total = np.zeros(n, np.float32)
 
     def ours() -> None:
-        for _ in range(count // len(values)):
+        for _ in range(count // block):
             add_frames(flat, group, *part)
 
     def peer() -> None:
         for number in range(count):
-            np.add(total, flat[number % len(values)], out=total)
+            np.add(total, flat[number % block], out=total)
 
     ours()
     timings = interleaved(min(3, setting.repeats), {"powder": ours, "np.add": peer})
     for name, timing in timings.items():
         show(f"{name}, {count} frames", timing, events=count, size=count * values[0].nbytes)
     ratio("powder over np.add", timings["powder"], timings["np.add"], 1.5)
+
+
+def _hits(path: Path, part: slice | None) -> xr.DataArray:
+    """Which frames of a run have peaks, from its raw frames: not computed yet."""
+    raw = sfx.frames_of(lcls_dask.open_run(path))
+    calibration = Calibration(sfx.read_constants(path.parent / "constants.h5"), photon_energy=9500.0)
+    raw = raw if part is None else raw.isel(event=part)
+    return sfx.find_hits(sfx.find_peaks(raw, geometry(), **{**TOLD, "threshold": 4.0}, calibration=calibration))
+
+
+def _bare(path: Path, part: slice) -> Array:
+    with dask.config.set(scheduler="synchronous"):
+        return np.asarray(_hits(path, part)["peaks"])
+
+
+def disk(setting: Setting) -> None:
+    """A whole run from disk on two workers, against two bare processes that do the same to half of it each."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, range(os.cpu_count() or 1))
+    events, path = setting.size(128, 16), setting.directory / "run"
+    lcls_dask.simulate(path, "sfx", events=events, seed=1)
+    raw = sfx.frames_of(lcls_dask.open_run(path))
+    gain = np.full((3, *raw.shape[1:]), 41.0, np.float32)
+    sfx.write_constants(sfx.derive_constants([raw[:12]]), setting.directory / "constants.h5", gain)
+    halves = slice(0, events // 2), slice(events // 2, events)
+    cluster = LocalCluster(
+        n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0",
+        silence_logs=logging.ERROR,
+    )  # fmt: skip
+    with ProcessPoolExecutor(2, get_context("spawn")) as pool, cluster, Client(cluster):
+
+        def bare() -> Array:
+            return np.concatenate(list(pool.map(_bare, (path, path), halves)))
+
+        def workers() -> Array:
+            return np.asarray(_hits(path, None)["peaks"])
+
+        assert (bare() == workers()).all()  # and all is compiled
+        timings = interleaved(min(3, setting.repeats), {"two Dask workers": workers, "two bare processes": bare})
+    os.sched_setaffinity(0, cores)
+    for name, timing in timings.items():
+        show(f"run from disk, {name}", timing, events=events, size=sum(f.stat().st_size for f in path.glob("*.xtc2")))
+    ratio("events/s of two workers over two bare processes", timings["two bare processes"],
+          timings["two Dask workers"], 0.9, at_least=True)  # fmt: skip
 
 
 def run(setting: Setting) -> None:
@@ -158,3 +212,5 @@ def run(setting: Setting) -> None:
     peaks(setting, detector, values)
     fused(setting, detector, values)
     powders(setting, values)
+    del values
+    disk(setting)
