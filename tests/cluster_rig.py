@@ -15,14 +15,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cluster_tasks import HitsByTime
+from cluster_tasks import HitsByTime, PhotonsByRow
 from gateway_rig import Gateway
 from security_world import Service, World, make_world, serving
 
 import lcls_dask
 from lcls_dask import tof
-from lcls_dask.demo import sfx
-from lcls_dask.demo.workers import blocks
 from lcls_dask.formats import discover
 from lcls_dask.formats.remote import gateway as remote_gateway
 from lcls_dask.security import Role, create_identity
@@ -145,8 +143,13 @@ def uri(number: int) -> str:
     return f"lcls://{EXPERIMENT}/r{number:04d}"
 
 
+def blocks(events: int, length: int) -> list[tuple[int, int]]:
+    """Events in blocks: (first, behind the last) of each."""
+    return [(first, min(first + length, events)) for first in range(0, events, length)]
+
+
 def total(parts: list[np.ndarray[Any, Any]]) -> list[list[int]]:
-    """What `HitsByTime` has counted in all."""
+    """What `HitsByTime` or `PhotonsByRow` has counted in all."""
     return np.sum(parts, axis=0).tolist()  # type: ignore[no-any-return]
 
 
@@ -156,7 +159,7 @@ def tof_work(site: Site) -> tuple[HitsByTime, list[tuple[int, int]], list[list[i
     return replace(local, path=uri(TOF), snapshot=lcls_dask.open_run(uri(TOF)).snapshot), parts, right
 
 
-def sfx_work(site: Site) -> tuple[sfx.Reduction, list[tuple[int, int]], sfx.Powder]:
+def sfx_work(site: Site) -> tuple[PhotonsByRow, list[tuple[int, int]], list[list[int]]]:
     """The same of the crystallography run."""
     local, parts, right = _sfx(site.root / EXPERIMENT / f"r{SFX:04d}")
     return replace(local, path=uri(SFX), snapshot=lcls_dask.open_run(uri(SFX)).snapshot), parts, right
@@ -174,7 +177,7 @@ def _tof(truth: Path) -> tuple[HitsByTime, list[tuple[int, int]], list[list[int]
 
 
 @cache
-def _sfx(truth: Path) -> tuple[sfx.Reduction, list[tuple[int, int]], sfx.Powder]:
+def _sfx(truth: Path) -> tuple[PhotonsByRow, list[tuple[int, int]], list[list[int]]]:
     run = lcls_dask.open_run(truth)
-    reduction, parts = sfx.Reduction(str(truth), run.snapshot, truth), blocks(run.events, 2)
-    return reduction, parts, sfx.merge([reduction(part) for part in parts])
+    work, parts = PhotonsByRow(str(truth), run.snapshot), blocks(run.events, 2)
+    return work, parts, total([work((0, run.events))])

@@ -37,6 +37,23 @@ class HitsByTime:
         return np.asarray(tof.tof_spectrum(hits, np.arange(401)).compute(scheduler="synchronous"))
 
 
+@dataclass(frozen=True)
+class PhotonsByRow:
+    """Sums a run's frames from the first to behind the last: (segment, row) of their powder pattern."""
+
+    path: str
+    snapshot: str
+
+    def __call__(self, part: tuple[int, int]) -> np.ndarray[Any, Any]:
+        import lcls_dask
+        from lcls_dask import sfx
+
+        run = lcls_dask.open_run(self.path, snapshot=self.snapshot)
+        frames = run.dataset("jungfrau.raw.*", chunks=None, events=slice(*part))["jungfrau.raw.raw"]
+        powder = sfx.powder(frames & 0x3FFF).compute(scheduler="synchronous")
+        return np.asarray(powder["sum"]).sum(axis=-1)
+
+
 def recorded(path: Path, number: int, seconds: float) -> int:
     """Something whose every run is on record."""
     time.sleep(seconds)

@@ -15,8 +15,6 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 
 from ..tof.chain import Plan
 
-Block = tuple[int, int]
-
 
 @dataclass(frozen=True)
 class Pass:
@@ -70,25 +68,6 @@ def two_workers() -> Iterator[Client]:
     ):
         client.wait_for_workers(2, timeout=60)
         yield client
-
-
-def blocks(events: int, length: int) -> list[Block]:
-    """Events in blocks: (first, behind the last) of each.
-
-    Parameters
-    ----------
-    events, length : int
-
-    Returns
-    -------
-    list of (int, int)
-
-    Examples
-    --------
-    >>> blocks(5, 2)
-    [(0, 2), (2, 4), (4, 5)]
-    """
-    return [(first, min(first + length, events)) for first in range(0, events, length)]
 
 
 def compute_plan(client: Client, plan: Plan, *, kill: bool = False) -> Pass:
