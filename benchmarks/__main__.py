@@ -22,15 +22,15 @@ def main() -> None:
     parser.add_argument("--dir", type=Path, help="where to make files, which are removed afterwards (default: $TMPDIR)")
     parser.add_argument("--repeats", type=int, help="how often each contender runs (default 5, with --quick 2)")
     options = parser.parse_args()
-    modules = {name: importlib.import_module(f"benchmarks.{name}") for name in NAMES}
+    chosen = NAMES if options.names in ([], ["all"]) else options.names
+    unknown = [name for name in chosen if name not in NAMES]
+    if unknown:
+        parser.error(f"there is no benchmark {', '.join(unknown)}; there are {', '.join(NAMES)}")
+    modules = {name: importlib.import_module(f"benchmarks.{name}") for name in chosen}
     if not options.names:
         for name, module in modules.items():
             print(f"{name:16}{(module.__doc__ or '').splitlines()[0]}")
         return
-    chosen = NAMES if options.names == ["all"] else options.names
-    unknown = [name for name in chosen if name not in modules]
-    if unknown:
-        parser.error(f"there is no benchmark {', '.join(unknown)}; there are {', '.join(NAMES)}")
     timing.pin()
     print(timing.machine())
     if options.quick:
