@@ -4,7 +4,9 @@
 """
 
 import argparse
+import ctypes
 import faulthandler
+import mmap
 import os
 import shutil
 import struct
@@ -12,7 +14,7 @@ import sys
 import tempfile
 import time
 import tracemalloc
-from collections import Counter
+from collections import Counter, deque
 from functools import cache
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from xtc2_runs import full_run, read_all, simple_run
 
 from lcls_dask.errors import LclsError
 from lcls_dask.formats import open_source
+from lcls_dask.formats.xtc2 import kernels
 from lcls_dask.formats.xtc2.layout import DATA, NAME_INFO_BYTES, NAMES, PARENT, SHAPES, SHAPES_DATA
 
 SECONDS = 1.0
@@ -51,6 +54,28 @@ _INTERESTING = (
     1 << 31,
     0xFFFFFFFF,
 )
+
+
+_held: deque[mmap.mmap] = deque(maxlen=50)
+
+
+def guarded(fd: int, end: int) -> np.void:
+    """`kernels.reader` whose memory lies between pages that may not be touched.
+
+    Loops read by addresses, of which numba checks none.
+    """
+    page, libc = mmap.PAGESIZE, ctypes.CDLL(None, use_errno=True)
+    libc.mprotect.argtypes = [ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int]
+    # a guard, the record, a guard, the buffer and the page behind it that `skips` may look at, a guard
+    _held.append(mmap.mmap(-1, 6 * page + kernels._BUFFER))
+    memory = np.frombuffer(_held[-1], np.uint8)
+    begin = memory.ctypes.data
+    file = memory[page : page + kernels._FILE.itemsize].view(kernels._FILE)
+    file[0] = (fd, end, 0, 0, page, begin + 3 * page)
+    for at in (0, 2 * page, memory.size - page):
+        assert libc.mprotect(begin + at, page, 0) == 0, os.strerror(ctypes.get_errno())
+    record: np.void = file[0]
+    return record
 
 
 class FuzzError(AssertionError):
@@ -256,7 +281,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("count", type=int, nargs="?", default=10_000)
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
+    parser.add_argument("--guard", action="store_true", help="end the process where a loop leaves its buffer")
     chosen = parser.parse_args()
+    if chosen.guard:
+        kernels.reader = guarded
     started = time.perf_counter()
     outcomes = fuzz(chosen.count, chosen.seed)
     print(f"{chosen.count} files in {time.perf_counter() - started:.0f} s")

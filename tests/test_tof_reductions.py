@@ -318,6 +318,14 @@ def test_dead_time_of_shots_that_are_not_alike() -> None:
     assert float(together) < 0.98 * hits.sum()
 
 
+@pytest.mark.parametrize(("lacking", "own"), [(1, False), (chain.GRADE_EVENTS, True)])
+def test_a_few_shots_without_an_energy_are_no_grade(lacking: int, own: bool) -> None:
+    """Of one shot no rate can be told: it would make the whole run's correction NaN."""
+    energy = np.linspace(1, 2, 4 * chain.GRADE_EVENTS)
+    energy[:lacking] = np.nan
+    assert (chain._grades(energy)[0] == -1) == own
+
+
 def test_delay_lines() -> None:
     random = np.random.default_rng(7)
     events, rows, truth = 400, [], []

@@ -2,6 +2,8 @@
 
 import os
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -503,3 +505,40 @@ def test_long_strings_do_not_take_all_memory(tmp_path: Path) -> None:
     offset = values["/note"]["note.raw.text.offset"]
     assert values["/note"]["note.raw.text"][: 1 << 20].tobytes() == b"x" * (1 << 20)
     assert values["/note"]["note.raw.text"][offset[7] : offset[8]].tobytes().rstrip(b"\0") == b"short"
+
+
+def test_many_tables_of_offsets(tmp_path: Path) -> None:
+    """Of a hostile smalldata the first table counts; those behind it may not be written anywhere."""
+    code = """if True:
+        import gc, struct, sys
+        from dataclasses import replace
+        from lcls_dask.formats import open_source
+        from lcls_dask.formats.xtc2 import writer
+        from xtc2_runs import simple_run
+
+        more = [replace(writer.SMDINFO, id=1000 + k, segment=k + 1) for k in range(300)]
+        names, event = writer.names_xtc, writer.smd_event
+
+        def with_more(data, offset):
+            low, high, environment = struct.unpack_from("<III", data)
+            tables = [writer.shapes_data(one, (offset, len(data))) for one in (writer.SMDINFO, *more[-200:])]
+            body = b"".join(tables)
+            return writer.DGRAM.pack(low, high, environment, 0, 0, 0, 12 + len(body)) + body
+
+        writer.names_xtc = lambda one: b"".join(map(names, (one, *more))) if one is writer.SMDINFO else names(one)
+        writer.smd_event = with_more
+        simple_run(sys.argv[1], range(5), smalldata=True)
+        source = open_source(sys.argv[1])
+        gc.collect()
+        print(source.index.events)
+    """
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "run")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout == "5\n"

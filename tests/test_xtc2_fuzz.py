@@ -35,10 +35,10 @@ def test_many_mutated_files() -> None:
 @pytest.mark.long
 @pytest.mark.timeout(1000)
 def test_loops_stay_within_their_buffers(tmp_path: Path) -> None:
-    """The same with every index checked: compiled again, with numba's bounds checking."""
+    """The same with every index checked, compiled again with numba's bounds checking, and guards about the buffers."""
     environment = os.environ | {"NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": str(tmp_path)}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.fuzz", "1000", "--seed", "500"],
+        [sys.executable, "-m", "tests.fuzz", "1000", "--seed", "500", "--guard"],
         cwd=Path(__file__).parents[1], env=environment, capture_output=True, text=True, timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]

@@ -188,14 +188,14 @@ class Run:
         lazy = {name: v for name, v in chosen.data_vars.items() if not v.variable._in_memory}
         return chosen.assign({name: v.chunk(blocks[name]) for name, v in lazy.items()})
 
-    def tree(self, chunks: Any = None) -> "xr.DataTree":
-        """Every node of the run: all events, each detector's own, steps, slow variables."""
+    def tree(self, chunks: Any = OWN) -> "xr.DataTree":
+        """Every node of the run: all events, each detector's own, steps, slow variables; `chunks` as in `dataset`."""
         import xarray as xr
 
         return xr.open_datatree(
             self.path,
             engine="lcls",
-            chunks={} if chunks is None else chunks,
+            chunks=chunks,
             run=self.number if not is_uri(self.path) else None,
             snapshot=self.snapshot,
             gateway=self._source.ref.gateway,

@@ -1,7 +1,8 @@
 """What all commands print with: a table for people, JSON for programs."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -29,8 +30,16 @@ def run_argument(function: F) -> F:
 
 
 def print_json(value: Any) -> None:
-    """Print a value as JSON; what JSON has no word for is written as text."""
-    click.echo(json.dumps(value, indent=2, default=str))
+    """Print a value as JSON; what JSON has no word for is written as text, and numbers that are none as null."""
+    click.echo(json.dumps(_finite(value), indent=2, default=str, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None) -> None:

@@ -91,6 +91,7 @@ def tof(
         --energies 150:600 --line 340:360 --pulse-energy gmd.raw.milliJoulesPerPulse
     """
     from .. import open_run
+    from ..plot import figure
     from ..plot.spectra import draw
     from ..tof.chain import Settings, analyse
 
@@ -103,9 +104,11 @@ def tof(
         lines=lines, beta=beta, pulse_energy=pulse_energy,
     )  # fmt: skip
     opened = open_run(path, run=run, snapshot=snapshot)
+    # what would be in vain without is seen to before the work
+    figure()
+    out.mkdir(parents=True, exist_ok=True)
     with task_bar(quiet=json_):
         result = analyse(opened, settings)
-    out.mkdir(parents=True, exist_ok=True)
     _write(result, target)
     pictures = draw(result, out)
     if json_:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from tornado.iostream import SSLIOStream, StreamClosedError
-from tornado.netutil import add_accept_handler
 
 from ..errors import AccessError, LclsError
 from ..security import Peer, peer_of
@@ -35,6 +34,8 @@ _READ = 16 << 10
 _AT_ONCE = 128 << 10
 #: Bytes after which other connections have their turn.
 _TURN = 4 << 20
+#: Connections that are accepted before others have their turn; seconds without, where there is no descriptor for one.
+_CALLERS, _PAUSE = 128, 0.1
 #: Connections of a process that may be in their handshake; to begin one takes no certificate.
 MOST_STRANGERS = 256
 
@@ -74,7 +75,8 @@ class _Stream(SSLIOStream):
             except ssl.SSLWantWriteError:
                 await self.write(piece)  # TLS wants the same bytes again
             except OSError as error:
-                self.close(exc_info=error)
+                # with its traceback the stream, which keeps it, would be kept by it, and the memory of the body too
+                self.close(exc_info=error.with_traceback(None))
                 raise StreamClosedError(error) from error
 
 
@@ -138,26 +140,50 @@ class Connections:
         self._open: set[Connection] = set()
         self._strangers: dict[Connection, None] = {}  # the oldest first
         self._draining = self._served = False
-        self._listening: list[tuple[socket.socket, Callable[[], None]]] = []
+        self._listening: list[socket.socket] = []
+        self._crowded = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     def listen(self, listening: socket.socket) -> None:
         """Accept connections, until `drain`."""
-        self._listening.append((listening, add_accept_handler(listening, self._accept)))
+        self._listening.append(listening)
+        self._resume(listening)
 
     def use(self, context: ssl.SSLContext) -> None:
         """Take another certificate, for connections that begin from now on."""
         self._context = context
 
-    def _accept(self, plain: socket.socket, address: tuple[str, int]) -> None:
-        try:
-            wrapped = self._context.wrap_socket(plain, server_side=True, do_handshake_on_connect=False)
-        except OSError:  # whoever it was has gone
-            plain.close()
-            return
-        task = asyncio.get_running_loop().create_task(self._handle(_Stream(wrapped, read_chunk_size=_READ), address[0]))
-        self._tasks.add(task)  # or it might be collected
-        task.add_done_callback(self._tasks.discard)
+    def _resume(self, listening: socket.socket) -> None:
+        if not self._draining:
+            asyncio.get_running_loop().add_reader(listening, self._accept, listening)
+
+    def _accept(self, listening: socket.socket) -> None:
+        """Begin with those who wait, some at a time."""
+        loop = asyncio.get_running_loop()
+        for _ in range(_CALLERS):
+            try:
+                plain, address = listening.accept()
+            except BlockingIOError:
+                return
+            except ConnectionAbortedError:
+                continue
+            except OSError as error:
+                # no descriptor or no memory is left: without a pause the loop would do nothing but ask again
+                if not self._crowded:
+                    _log.error("no connection can be accepted for now", extra={"fields": {"error": str(error)}})
+                self._crowded = True
+                loop.remove_reader(listening)
+                loop.call_later(_PAUSE, self._resume, listening)
+                return
+            self._crowded = False
+            try:
+                wrapped = self._context.wrap_socket(plain, server_side=True, do_handshake_on_connect=False)
+            except OSError:  # whoever it was has gone
+                plain.close()
+                continue
+            task = loop.create_task(self._handle(_Stream(wrapped, read_chunk_size=_READ), address[0]))
+            self._tasks.add(task)  # or it might be collected
+            task.add_done_callback(self._tasks.discard)
 
     async def _handle(self, stream: _Stream, address: str) -> None:
         """Serve a connection until it ends."""
@@ -200,10 +226,10 @@ class Connections:
     async def drain(self) -> None:
         """Accept nothing more, let requests end, then close everything."""
         await asyncio.sleep(0)  # what has been accepted is begun
-        for listening, stop in self._listening:
-            stop()
-            listening.close()
         self._draining = True
+        for listening in self._listening:
+            asyncio.get_running_loop().remove_reader(listening)
+            listening.close()
         end = time.monotonic() + self._timeouts.drain
         while self._open and time.monotonic() < end:
             for connection in list(self._open):

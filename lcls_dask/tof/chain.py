@@ -255,9 +255,13 @@ def _pulse_energy(run: Run, name: str, node: xr.Dataset) -> Array:
 def _grades(energy: Array) -> xr.DataArray:
     """Events in grades of as many each, by pulse energy; those without one are a grade of their own.
 
-    The dead time loses more of the shots that have more: its correction takes those of a grade to be alike.
+    The dead time loses more of the shots that have more: its correction takes those of a grade to be alike. A few shots
+    without an energy are no grade, of which a correction could be told: they go with those in the middle.
     """
     there = np.isfinite(energy)
+    if there.any() and np.count_nonzero(~there) < GRADE_EVENTS:
+        energy = np.where(there, energy, np.median(energy[there]))
+        there = np.isfinite(energy)
     count = max(1, min(GRADES, int(there.sum()) // GRADE_EVENTS))
     inner = np.quantile(energy[there], np.arange(1, count) / count) if there.any() else np.zeros(0)
     return xr.DataArray(np.where(there, np.searchsorted(inner, energy), -1), dims="event", name="grade")

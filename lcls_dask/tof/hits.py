@@ -385,8 +385,12 @@ def _of_windows(block: xr.Dataset, finder: Finder, told: dict[str, Any]) -> xr.D
         raise ArgumentError(
             f"a waveform of {lengths.min()} samples is shorter than pretrigger={finder.pretrigger}; give baseline="
         )
+    samples = np.ascontiguousarray(block["samples"].values)
+    if samples.dtype.kind == "f" and not np.isfinite(samples).all():
+        window = np.searchsorted(block["sample_offset"].values, np.argmin(np.isfinite(samples)), side="right") - 1
+        raise ArgumentError(f"window {window} of a block holds samples that are not finite; leave it out")
     columns = finder.find(
-        np.ascontiguousarray(block["samples"].values),
+        samples,
         block["sample_offset"].values,
         block["start"].values,
         block["offset"].values,

@@ -5,6 +5,7 @@ import json
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
 
+import psutil
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 from gateway_rig import Facility, Gateway, until
@@ -157,6 +159,29 @@ def test_a_user_within_her_limit_does_not_take_all_descriptors(
         for connection in held:
             connection.close()
     assert "Too many open files" not in gateway.log.read_text()
+
+
+def test_without_descriptors_it_waits_for_some(facility: Facility, gateway: Gateway, alice: Path) -> None:
+    """And says so once, in place of at each turn of its loop."""
+    gateway.start()
+    (worker,) = gateway.workers()
+    with gateway.client(alice, facility.token(alice, HERS)) as client:
+        assert client.get(f"{RUN}/zarr/{SMALL}/c/0/0").status == 200
+    _, most = resource.prlimit(worker, resource.RLIMIT_NOFILE)
+    resource.prlimit(worker, resource.RLIMIT_NOFILE, (len(os.listdir(f"/proc/{worker}/fd")) + 5, most))
+    held = [socket.create_connection(("127.0.0.1", gateway.port)) for _ in range(40)]
+    try:
+        until(lambda: "no connection can be accepted" in gateway.log.read_text())
+        before = psutil.Process(worker).cpu_times()
+        time.sleep(1)
+        after = psutil.Process(worker).cpu_times()
+        assert after.user + after.system - before.user - before.system < 0.5
+    finally:
+        for connection in held:
+            connection.close()
+    with gateway.client(alice, facility.token(alice, HERS)) as client:
+        assert client.get(f"{RUN}/zarr/{SMALL}/c/0/0").status == 200
+    assert gateway.log.read_text().count("no connection can be accepted") < 10
 
 
 def test_health_and_deadlines_need_no_disk(facility: Facility, alice: Path) -> None:

@@ -171,7 +171,8 @@ def scan(file, position, stamps, offsets):
 def scan_smalldata(file, position, slots, layout, fields, stamps, offsets, lengths):
     """`scan` over smalldata: offsets and lengths are those that ``smdinfo`` gives for the event in the big file."""
     n = 0
-    where, damage = np.empty(1, np.int64), np.empty(1, np.uint16)
+    # hostile files declare more than one table of offsets, of which the first counts
+    where, damage = np.empty(layout.shape[0], np.int64), np.empty(layout.shape[0], np.uint16)
     table = np.int64(layout.ctypes.data)
     while True:
         i, end, status = _datagram(file, position)
