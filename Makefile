@@ -116,9 +116,9 @@ lint: $(VENV)/.installed
 
 test: $(VENV)/.psana $(VENV)/.chromium $(VENV)/.postgresql $(VENV)/.slurm $(VENV)/.faketime $(VENV)/.zarrita lint
 	@$(ABSENT)
-	$(BIN)/python -m pytest -n 2 -m "not long"
+	$(BIN)/python -m pytest -n 3 -m "not long"
 
-test-long: $(VENV)/.psana $(VENV)/.postgresql $(VENV)/.slurm $(VENV)/.dials
+test-long: $(VENV)/.psana $(VENV)/.postgresql $(VENV)/.slurm $(VENV)/.faketime $(VENV)/.dials
 	@$(ABSENT)
 	$(BIN)/python -m pytest -m long
 

@@ -60,6 +60,11 @@ def pytest_report_header() -> list[str]:
     ]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Docstrings' examples come first: one process compiles the loops for all, while the others are busy elsewhere."""
+    items.sort(key=lambda item: item.path.name != "test_doctests.py")
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if _psana() is None:
         terminalreporter.section("psana is not installed", red=True, bold=True)

@@ -109,6 +109,7 @@ def right(facility: Facility) -> dict[str, int]:
     return {"sum": int(here.read("/", "timestamp", slice(0, 50)).sum())}
 
 
+@pytest.mark.long
 def test_the_gateways_clock_is_ahead(facility: Facility, serve: Callable[[float], Gateway]) -> None:
     """It takes a token of ten minutes for one that has expired."""
     told = read(serve(+1), enter(facility, "alice"))
@@ -138,6 +139,7 @@ def test_the_clients_clock_is_ahead(facility: Facility, serve: Callable[[float],
     assert read(serve(0), enter(facility, "alice"), +1) == right(facility)
 
 
+@pytest.mark.long
 def test_the_clients_clock_is_behind(facility: Facility, serve: Callable[[float], Gateway]) -> None:
     """The gateway's certificate, made just now, is not good yet by that clock."""
     told = read(serve(0), enter(facility, "alice"), -1)

@@ -1,5 +1,6 @@
 """From crystals to merged intensities: integration, merging against the truth and gemmi, figures of merit, files."""
 
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -151,23 +152,31 @@ def test_scaling_and_outliers() -> None:
     assert sfx.merge(opposed).attrs["crystals_left_out"] == 1
 
 
-MEASURED, _ = crystals_of(40, 50, seed=2)
-WHOLE = {rounds: sfx.merge(MEASURED, scale=rounds, reject=5) for rounds in (0, 2)}
+@cache
+def measured() -> xr.Dataset:
+    return crystals_of(40, 50, seed=2)[0]
 
 
-@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.too_slow])
+@cache
+def merged_whole(rounds: int) -> xr.Dataset:
+    return sfx.merge(measured(), scale=rounds, reject=5)
+
+
+@settings(deadline=None, max_examples=10, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.integers(0, 40), max_size=6), st.permutations(range(7)), st.sampled_from([0, 2]))
 def test_any_partition_gives_the_same(cuts: list[int], order: list[int], rounds: int) -> None:
-    edges = MEASURED["offset"].values
+    whole = measured()
+    edges = whole["offset"].values
     parts = []
     for first, last in pairwise([0, *sorted(cuts), 40]):
-        part = MEASURED.isel(reflection=slice(edges[first], edges[last])).drop_vars("offset")
+        part = whole.isel(reflection=slice(edges[first], edges[last])).drop_vars("offset")
         parts.append(part.assign(offset=("row_edge", edges[first : last + 1] - edges[first])))
     parts = [parts[i] for i in order if i < len(parts)]
     crystals = [part.sizes["row_edge"] - 1 for part in parts]
-    lazy = Ragged.from_blocks([dask.delayed(part) for part in parts], crystals, empty_like(MEASURED))
-    xr.testing.assert_allclose(sfx.merge(lazy, scale=rounds, reject=5), WHOLE[rounds], rtol=1e-9)
-    assert sfx.merge(lazy, scale=rounds, reject=5).attrs == WHOLE[rounds].attrs
+    lazy = Ragged.from_blocks([dask.delayed(part) for part in parts], crystals, empty_like(whole))
+    merged = sfx.merge(lazy, scale=rounds, reject=5)
+    xr.testing.assert_allclose(merged, merged_whole(rounds), rtol=1e-9)
+    assert merged.attrs == merged_whole(rounds).attrs
 
 
 def test_figures_by_hand() -> None:

@@ -312,9 +312,11 @@ def _trimmed(model: Model, x: Array, y: Array) -> Array:
     """Lines that are not wrong: those that agree with the half that agrees best (least trimmed squares).
 
     A wrong line at the end of a set may be in that half, as the curve can bend to it, and throws out what is right. So
-    where lines are left out it is tried without each line in turn, and the most lines that agree with one another are
-    taken. Then each of them must lie where all others say.
+    where lines are left out it is tried without each line in turn, and the most lines that agree with one another, no
+    worse than by chance, are taken. Then each of them must lie where all others say.
     """
+    from scipy.stats import f as fisher
+
     lines, count = len(y), len(model.parameters)
     half = (lines + count + 1) // 2
     everyone = np.ones(lines, np.bool_)
@@ -324,7 +326,10 @@ def _trimmed(model: Model, x: Array, y: Array) -> Array:
             others = everyone.copy()
             others[i] = False
             tried = _grown(model, x, y, _best_half(model, x, y, min(half, lines - 1), others), everyone)
-            kept = tried if tried.sum() > kept.sum() else kept
+            degrees = [int(one.sum()) - count for one in (tried, kept)]
+            if degrees[0] > degrees[1] > 0:
+                worst = max(fisher.isf(CHANCE, *degrees) * _variance(model, x, y, kept), (1e-9 * np.abs(y).max()) ** 2)
+                kept = tried if _variance(model, x, y, tried) <= worst else kept
     among = everyone.copy()
     while kept.sum() > count + 1:
         ratio = _left_out(model, x, y, kept)[0]
@@ -333,6 +338,14 @@ def _trimmed(model: Model, x: Array, y: Array) -> Array:
         kept[int(np.argmax(ratio))] = among[int(np.argmax(ratio))] = False  # for good, so that this ends
         kept = _grown(model, x, y, kept, among)
     return kept
+
+
+def _variance(model: Model, x: Array, y: Array, kept: Array) -> float:
+    """Of the lines about their curve; infinite where there is none."""
+    parameters = _least_squares(model, x[:, kept], y[kept])
+    if parameters is None:
+        return np.inf
+    return float(np.square(_away(model, x, y, parameters)[kept]).sum() / (kept.sum() - len(model.parameters)))
 
 
 def _grown(model: Model, x: Array, y: Array, kept: Array, among: Array) -> Array:

@@ -9,6 +9,7 @@ from http.client import HTTPException
 from pathlib import Path
 from threading import Event
 
+import pytest
 from gateway_rig import Facility, Gateway, until
 from served_store import BIG, HERS, RUN, SMALL, ask, body_of, chunk
 from test_state import Postgres, postgres  # noqa: F401
@@ -84,6 +85,7 @@ def test_processes_end_with_their_supervisor(facility: Facility, gateway: Gatewa
     until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), what="the end of the processes")
 
 
+@pytest.mark.long  # quick ones: restarted_in_the_middle, killed_while_eight_workers_reduce
 def test_killed_and_restarted_while_clients_read(facility: Facility, gateway: Gateway, alice: Path) -> None:
     """Whoever retries gets the right bytes, every time; nobody ever gets wrong ones."""
     gateway.start()
