@@ -1,7 +1,9 @@
 """Crystallography from frames to merged intensities, by the command and by function, against the simulation's truth."""
 
 import dataclasses
+import importlib.metadata
 import json
+import pickle
 import re
 import signal
 import subprocess
@@ -16,13 +18,16 @@ import zarr
 
 import lcls_dask
 from lcls_dask import cli, sfx
-from lcls_dask.errors import ArgumentError, StorageError
+from lcls_dask.errors import ArgumentError, SelectionError, StorageError, TargetExistsError
 from lcls_dask.facility import sfx as facility
+from lcls_dask.formats import discover
 from lcls_dask.formats.xtc2.source import Xtc2Source
-from lcls_dask.sfx import blocks
-from lcls_dask.sfx.chain import analyse
-from lcls_dask.sfx.merging import pack, to_asu
-from lcls_dask.sfx.recipe import Settings
+from lcls_dask.sfx import blocks, results
+from lcls_dask.sfx.chain import analyse, blocks_of, photons_of
+from lcls_dask.sfx.cxi import new_file
+from lcls_dask.sfx.kept import load, save
+from lcls_dask.sfx.merging import merge, pack, to_asu
+from lcls_dask.sfx.recipe import Settings, Tools
 from lcls_dask.sfx.results import open_result
 
 pytest.importorskip("gemmi", reason="gemmi is not installed: the chain of crystallography was NOT tested")
@@ -71,14 +76,13 @@ KILLED = """
 import os, signal, sys
 import dask
 from lcls_dask import cli
-from lcls_dask.sfx import blocks
+from lcls_dask.sfx import blocks, files
 
 save = blocks.save
 
 def half(path, datasets):
     if list(path.parent.glob("*.h5")):
-        path.with_name(f"{path.name}.partial").write_bytes(b"half")
-        os.kill(os.getpid(), signal.SIGKILL)
+        files.os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
     save(path, datasets)
 
 blocks.save = half
@@ -95,8 +99,8 @@ def whole(run_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     killed = subprocess.run([sys.executable, "-c", KILLED, *arguments], timeout=180, check=False)
     assert killed.returncode == -signal.SIGKILL
     assert sorted(path.name for path in out.iterdir()) == ["blocks", "hits", "settings.json"]
-    assert len(list(out.glob("blocks/*.partial"))) == 1
-    (kept,) = out.glob("blocks/*.h5")
+    assert len(list(out.glob("blocks/.*"))) == 1
+    (kept,) = out.glob("blocks/[!.]*.h5")
     hits = out / "hits" / f"{kept.stem.split('-')[2]}.cxi"
     before = hits.stat()
     process = command([*arguments, "--json"])
@@ -127,6 +131,7 @@ def test_the_command_against_the_truth(run_path: Path, whole: Path) -> None:
     np.testing.assert_array_equal(frames["hit"], known["hit"])
     np.testing.assert_array_equal(frames["timestamp"], known["timestamp"])
     np.testing.assert_array_equal(frames["segments"], known["written"].sum(axis=1))
+    assert all({"units", "long_name"} <= set(frames[name].attrs) for name in frames.data_vars)
     incomplete = int((~known["written"].all(axis=1)).sum())
     assert incomplete
     hits = int(known["hit"].sum())
@@ -153,8 +158,12 @@ def test_the_command_against_the_truth(run_path: Path, whole: Path) -> None:
 
 
 def test_an_interrupted_run_ends_as_one_that_was_not(run_path: Path, whole: Path, tmp_path: Path) -> None:
-    assert not list(whole.rglob("*.partial"))
+    assert not list(whole.rglob(".*"))
     assert not (whole / "blocks").exists()
+    (tmp_path / "blocks").mkdir()
+    with pytest.raises(TargetExistsError, match="blocks: is there already"):
+        analyse(lcls_dask.open_run(run_path), tmp_path, settings(run_path))
+    (tmp_path / "blocks").rmdir()
     analyse(lcls_dask.open_run(run_path), tmp_path, settings(run_path))
     for name in ("merged.mtz", "merged.hkl", "geometry.geom"):
         assert (tmp_path / name).read_bytes() == (whole / name).read_bytes(), name
@@ -212,12 +221,21 @@ def test_frames_that_fail_are_marked_and_the_run_goes_on(
             raise np.linalg.LinAlgError("Singular matrix")
         return index(peaks, *rest, **more)
 
+    def none_is_good(*arguments: Any, **more: Any) -> xr.Dataset:
+        return merge(*arguments, **more, d_max=1e-3)
+
     monkeypatch.setattr(Xtc2Source, "read", damaged)
     monkeypatch.setattr(blocks, "index", wrong)
+    monkeypatch.setattr(results, "merge", none_is_good)
     assert cli.main(options(small_path, tmp_path / "out", "--block", "3", "--no-cxi", "--no-pictures")) == 0
     told = " ".join(capsys.readouterr().out.split())
     assert f"bad frames 2: event {broken}, FormatError: event is damaged; event {indexed_wrongly}, LinAlgError" in told
+    assert "bad frames stay bad in OUT" in told
+    # what cannot be merged is there all the same
+    assert "not merged: there is nothing to merge" in told
+    assert (tmp_path / "out" / "crystals.stream").exists()
     result = open_result(tmp_path / "out")
+    assert "merged" not in result.children
     np.testing.assert_array_equal(np.flatnonzero(result["frames"]["bad"]), sorted([broken, indexed_wrongly]))
     np.testing.assert_array_equal(result["crystals"]["frame"], hits[2:])
     assert int(result["powder/hits"]["frames"]) == len(hits) - 2
@@ -230,12 +248,21 @@ def test_frames_that_fail_are_marked_and_the_run_goes_on(
     with pytest.raises(StorageError, match="disk is away"):
         analyse(lcls_dask.open_run(small_path), tmp_path / "away", settings(small_path))
 
+    # nor is a mistake in the program
+    def mistaken(self: Xtc2Source, node: str, name: str, rows: slice) -> Any:
+        raise AttributeError("no such attribute")
+
+    monkeypatch.setattr(Xtc2Source, "read", mistaken)
+    with pytest.raises(AttributeError):
+        analyse(lcls_dask.open_run(small_path), tmp_path / "away", settings(small_path))
+
 
 def test_bad_input_is_one_line(run_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     geometry = tmp_path / "small.geom"
     panel = sfx.Panel("p0", 0, 0, 4, 0, 6, (0.0, 0.0, 0.0), (1e-4, 0.0, 0.0), (0.0, 1e-4, 0.0))
     sfx.write_geometry(sfx.Geometry((panel,), (1, 4, 6), 0.1, 9500.0), geometry)
     np.savez(tmp_path / "small.npz", pedestal=np.ones((8, 4, 6)))
+    np.save(tmp_path / "small.npy", np.ones((4, 6), np.float32))
     for more, words in (
         (["--geometry", str(geometry), "--constants", str(run_path / "constants.npz")], "8 x 512 x 1024 pixels"),
         (["--geometry", str(tmp_path / "no.geom")], "no such geometry file"),
@@ -247,7 +274,11 @@ def test_bad_input_is_one_line(run_path: Path, tmp_path: Path, capsys: pytest.Ca
         (["--space-group", "P9"], "no space group"),
         (["--detector", "epix"], "no area detector"),
         (["--min-peaks", "20", "--max-peaks", "10"], "20 to 10 peaks"),
-        (["--mask", str(tmp_path / "small.npz")], "small.npz"),
+        (["--mask", str(tmp_path / "small.npz")], "small.npz: cannot be read as a mask"),
+        (["--mask", str(tmp_path / "small.npy")], "mask: is bool of shape (4, 6)"),
+        (["--evidence", "nan"], "evidence=nan"),
+        (["--distance", "nan"], "distance"),
+        (["--photon-energy", "nan"], "photon_energy"),
     ):
         assert cli.main(options(run_path, tmp_path / "out", *more)) == 1, more
         told = capsys.readouterr().err
@@ -318,6 +349,44 @@ def test_frames_without_crystals_are_a_result(
 
 def test_settings_out_of_range(run_path: Path, tmp_path: Path) -> None:
     run = lcls_dask.open_run(run_path)
-    for more in ({"statistics": "some"}, {"block": 0}, {"min_peaks": 0}, {"lattices": 0}):
+    for more in (
+        {"statistics": "some"}, {"block": 0}, {"min_peaks": 0}, {"lattices": 0}, {"lattices": 200},
+        {"evidence": np.nan}, {"mosaicity": -1.0}, {"mosaicity": np.nan}, {"profile_radius": 0.1}, {"reject": np.nan},
+        {"cell": [79.1, 79.1]},
+    ):  # fmt: skip
         with pytest.raises(ArgumentError):
             analyse(run, tmp_path, dataclasses.replace(settings(run_path), **more))
+    assert not list(tmp_path.iterdir())
+    for event in (-1, EVENTS):
+        with pytest.raises(SelectionError, match=f"event {event} was asked for"):
+            photons_of(run, settings(run_path), event)
+
+
+def test_a_task_is_of_names_and_numbers(run_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mask = tmp_path / "mask.npy"
+    np.save(mask, np.ones((8, 512, 1024), np.float32))
+    cell: Any = [79.1, 79.1, 37.9, 90, 90, 90]
+    told = dataclasses.replace(settings(run_path), mask=str(mask), cell=cell)
+    tools = Tools.of(told, 1)
+    assert tools.good is not None
+    assert tools.good.all()
+    block = blocks_of(lcls_dask.open_run(run_path), tmp_path, tools)[1]
+    # where it is unpickled, as in the scheduler, the run is not opened
+    monkeypatch.setattr(discover, "_OPEN", type(discover._OPEN)())
+    again = pickle.loads(pickle.dumps(block))
+    assert not discover._OPEN
+    assert (again.path, again.settings, again.source) == (block.path, told, block.source)
+    # another version's results are never taken for these
+    monkeypatch.setattr(importlib.metadata, "version", lambda _: "999")
+    assert Tools.of(told, 1).digest != tools.digest
+
+
+def test_a_block_that_two_processes_make(tmp_path: Path) -> None:
+    path, made = tmp_path / "a.h5", {"x": xr.Dataset({"n": ("event", [1, 2])})}
+    with new_file(path, again=True) as file:
+        save(path, made)  # the other one begins later, and is the first to end
+        file["y"] = 1
+        assert load(path, "x").identical(made["x"])
+    save(path, made)
+    assert load(path, "x").identical(made["x"])
+    assert list(tmp_path.iterdir()) == [path]

@@ -148,6 +148,8 @@ def numbers(result: "xr.DataTree") -> dict[str, Any]:
     }
     if told["crystals"]:
         told["profile_radius"] = float(result["crystals"].to_dataset()["profile_radius"].median())
+    if "not_merged" in result.attrs:
+        told["not_merged"] = result.attrs["not_merged"]
     if "figures" in result.children:
         figures, merged = result["figures"].to_dataset(), result["merged"].to_dataset().attrs
         told |= {"crystals_left_out": merged["crystals_left_out"], "d_min": float(figures["d_min"][-1])}
@@ -205,6 +207,10 @@ def _hints(result: "xr.DataTree", settings: "Settings") -> list[str]:
         hints.append(
             "no crystal: the cell must be known to 1 %, and the distance too; try --distance, or another --cell"
         )
+    if told["bad"]:
+        hints.append("bad frames stay bad in OUT: when what made them so is mended, choose another --out")
+    if "not_merged" in told:
+        hints.append(f"not merged: {told['not_merged']}")
     if settings.constants is None:
         hints.append("frames were taken as they are: give --constants where they are raw")
     if "merged" in result.children and result["merged"].to_dataset().attrs["space_group"][2:] == "1":
@@ -216,7 +222,9 @@ def _hints(result: "xr.DataTree", settings: "Settings") -> list[str]:
 
 def _pictures(run: "Run", settings: "Settings", result: "xr.DataTree", out: Path) -> list[Path]:
     from ..plot import crystals as plot
+    from ..sfx.blocks import writing
     from ..sfx.chain import photons_of
+    from ..sfx.files import whole_file
     from ..sfx.recipe import Tools
 
     geometry = Tools.of(settings, run.number).geometry
@@ -229,8 +237,10 @@ def _pictures(run: "Run", settings: "Settings", result: "xr.DataTree", out: Path
         made["frame"] = plot.indexed_frame(result, geometry, event, photons_of(run, settings, event))
     paths = []
     for name, figure in made.items():
-        paths.append(out / f"{name}.png")
-        figure.savefig(paths[-1])
+        path = out / f"{name}.png"
+        with writing(path), whole_file(path, again=True) as place:
+            figure.savefig(place)
+        paths.append(path)
     return paths
 
 

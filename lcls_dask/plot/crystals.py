@@ -180,7 +180,7 @@ def indexed_frame(result: "xr.DataTree", geometry: Geometry, event: int, photons
                 x, y, size if axes is right else size / 8, marker=marker, facecolors="none", edgecolors=colour,
                 linewidths=1.0 if axes is right else 0.5, label=f"{len(fs):,} {label}",
             )  # fmt: skip
-    made.colorbar(drawn, ax=right, label="photons", shrink=0.75)
+    made.colorbar(drawn, ax=right, label=result["powder/hits"]["max"].attrs["units"], shrink=0.75)
     left.set_title(f"Event {event}: {len(peaks[0])} peaks, {len(spots[0])} reflections", fontsize="medium")
     _rings(left, geometry, "white")
     half = 0.5e3 * panel

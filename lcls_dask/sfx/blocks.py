@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ..access.run import Run
-from ..errors import LclsError, SnapshotError, StorageError
+from ..errors import GatewayError, LclsError, SnapshotError, StorageError, UnsupportedError
+from ..formats import SourceRef, reopen
 from ..reduce.ragged import concatenate, select_events
 from .calibration import calibrate_block
 from .cxi import Writer, new_file
@@ -29,8 +29,11 @@ Array = np.ndarray[Any, np.dtype[Any]]
 #: Frames that are in memory at once have so many bytes as float32.
 STRETCH_BYTES = 128 << 20
 
-#: What ends the run, since it is not the frame's fault: storage, gateway, memory, files that are other ones now.
-FATAL = (OSError, MemoryError, SnapshotError)
+#: What a damaged or odd frame raises. All else is a mistake in the program, which must not pass for bad frames.
+FAULTS = (LclsError, ValueError, ArithmeticError, IndexError)
+
+#: Those of them that are not the frame's fault, and end the run: storage, gateway, programs, other files by now.
+FATAL = (OSError, GatewayError, SnapshotError, UnsupportedError)
 
 #: Names of the sums of a powder pattern, in their order.
 SUMS = ("count", "sum", "square", "max", "frames")
@@ -50,7 +53,12 @@ class Block:
 
     Attributes
     ----------
-    run : Run
+    source : SourceRef
+        Of the run, which is opened where frames are read: not by the scheduler, which unpickles this too.
+    location : str
+        Where the run was opened.
+    run : int
+        Its number.
     variable : str
         That of the raw frames.
     settings : Settings
@@ -62,7 +70,9 @@ class Block:
         Of its events: `timestamp`, `frame` (which of the run), `present` (event, segment), and `segment`, the labels.
     """
 
-    run: Run
+    source: SourceRef
+    location: str
+    run: int
     variable: str
     settings: Settings
     digest: str
@@ -110,7 +120,7 @@ class Found:
     @classmethod
     def together(cls, parts: "list[Found]") -> "Found":
         """All of them, in their order."""
-        frames = xr.concat([part.frames for part in parts], "event", combine_attrs="drop")
+        frames = xr.concat([part.frames for part in parts], "event", combine_attrs="override")
         frames.attrs["reasons"] = {key: text for part in parts for key, text in part.frames.attrs["reasons"].items()}
         return cls(frames, *(concatenate(getattr(p, name) for p in parts) for name in RAGGED))
 
@@ -134,14 +144,13 @@ def reduce_block(block: Block, tools_digest: str) -> None:
     """
     if block.path.exists():
         return
-    tools = tools_of(block.settings, block.run.number, tools_digest)
+    tools = tools_of(block.settings, block.run, tools_digest)
     shape = tools.geometry.shape
     sums, parts = no_frames(shape, 2), []
     length = max(1, STRETCH_BYTES // (4 * int(np.prod(shape))))
     with ExitStack() as stack:
         writer = None
         if block.settings.cxi:
-            block.cxi.unlink(missing_ok=True)  # of a task that was killed before its file was finished
             writer = stack.enter_context(_cxi(block.cxi, tools))
         for first in range(0, block.last - block.first, length):
             for found, photons, own in _of_stretch(block, tools, first, length):
@@ -149,7 +158,7 @@ def reduce_block(block: Block, tools_digest: str) -> None:
                 parts.append(found)
     found = Found.together(parts)
     if block.settings.cxi and not found.frames["hit"].any():
-        block.cxi.unlink()
+        block.cxi.unlink(missing_ok=True)
     dims = ("group", *DIMS[1:])
     powder = {name: (dims[: one.ndim], one) for name, one in zip(SUMS, sums, strict=True)}
     with writing(block.path):
@@ -174,7 +183,7 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _cxi(path: Path, tools: Tools) -> Iterator[Writer]:
-    with writing(path), new_file(path) as file:
+    with writing(path), new_file(path, again=True) as file:
         writer = Writer(file, tools.geometry, np.dtype(np.float32), None, tools.units)
         writer.once(tools.good, None)
         yield writer
@@ -189,7 +198,7 @@ def _of_stretch(block: Block, tools: Tools, first: int, length: int) -> Iterator
         yield _found(photons, own, tools), photons, own
     except FATAL:
         raise
-    except Exception as error:
+    except FAULTS as error:
         if events > 1:
             for event in range(first, first + events):
                 yield from _of_stretch(block, tools, event, 1)
@@ -215,11 +224,11 @@ def read_photons(block: Block, tools: Tools, coords: xr.Dataset) -> Array:
     """
     first, events = int(coords["frame"][0]), coords.sizes["event"]
     try:
-        raw = block.run.source.read("/", block.variable, slice(first, first + events))
+        raw = reopen(block.source).read("/", block.variable, slice(first, first + events))
     except OSError as error:
         if isinstance(error, LclsError):
             raise
-        raise StorageError(f"{block.run.path}: cannot be read: {error.strerror or error}; run again later") from error
+        raise StorageError(f"{block.location}: cannot be read: {error.strerror or error}; run again later") from error
     return as_float32(raw, coords) if tools.stages is None else calibrate_block(raw, coords, tools.stages)
 
 

@@ -7,6 +7,7 @@ so an interrupted run goes on where it was; the results of all blocks are put to
 import json
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from dask.base import compute
 from dask.delayed import delayed
 
 from ..access.run import Run
-from ..errors import ArgumentError, FormatError, StorageError, TargetExistsError
+from ..errors import ArgumentError, FormatError, SelectionError, StorageError, TargetExistsError
 from .blocks import Block, read_photons, reduce_block, writing
 from .files import whole_file
 from .frames import fits
@@ -29,9 +30,6 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 #: Frames of a task: a powder pattern of each is kept, of 48 bytes a pixel, so few frames to a task would write much.
 FEWEST, MOST, SHARE = 32, 256, 16
-
-#: Raised when what is kept, or how it is made, changes.
-FORMAT = 1
 
 
 def analyse(run: Run, out: str | Path, settings: Settings) -> xr.DataTree:
@@ -60,7 +58,7 @@ def analyse(run: Run, out: str | Path, settings: Settings) -> xr.DataTree:
     ArgumentError
         A setting is out of range, the run is empty, frames do not fit geometry or constants, or no frame could be used.
     TargetExistsError
-        `out` has results of another run, or of other settings.
+        `out` has results of another run, of other settings or by another version, or what is no result of this.
     StorageError
         A file could not be written.
 
@@ -78,7 +76,7 @@ def analyse(run: Run, out: str | Path, settings: Settings) -> xr.DataTree:
     if not (out / RESULT).exists():
         _reduce(blocks, tools)
         finish(run, out, tools, blocks)
-    shutil.rmtree(out / "blocks", ignore_errors=True)
+    _tidy(out, blocks)
     return open_result(out)
 
 
@@ -119,10 +117,8 @@ def blocks_of(run: Run, out: Path, tools: Tools) -> list[Block]:
     )
     digest = f"{run.snapshot[:12]}-{tools.digest}"
     edges = [*range(0, events, length), events]
-    return [
-        Block(run, str(frames.name), settings, digest, out, coords.isel(event=slice(first, last)))
-        for first, last in pairwise(edges)
-    ]
+    told = run.source.ref, run.path, run.number, str(frames.name), settings, digest, out
+    return [Block(*told, coords.isel(event=slice(first, last))) for first, last in pairwise(edges)]
 
 
 def photons_of(run: Run, settings: Settings, event: int) -> Array:
@@ -139,13 +135,20 @@ def photons_of(run: Run, settings: Settings, event: int) -> Array:
     -------
     (segment, row, column) float32
 
+    Raises
+    ------
+    SelectionError
+        The run has no such event.
+
     Examples
     --------
     >>> photons_of(run, settings, 7).shape  # doctest: +SKIP
     (8, 512, 1024)
     """
     tools = Tools.of(settings, run.number)
-    block = next(one for one in blocks_of(run, Path(), tools) if one.last > event)
+    block = next((one for one in blocks_of(run, Path(), tools) if one.first <= event < one.last), None)
+    if block is None:
+        raise SelectionError(f"event {event} was asked for, the run has {run.events}")
     made: Array = read_photons(block, tools, block.coords.isel(event=[event - block.first]))[0]
     return made
 
@@ -153,12 +156,12 @@ def photons_of(run: Run, settings: Settings, event: int) -> Array:
 def _begin(out: Path, run: Run, tools: Tools, blocks: Sequence[Block]) -> None:
     """Write down what the results are of, or compare it with what is written down."""
     told = {
-        "format": FORMAT, "experiment": run.experiment, "run": run.number, "snapshot": run.snapshot,
+        "experiment": run.experiment, "run": run.number, "snapshot": run.snapshot,
         "events": blocks[-1].last, "frames of a task": blocks[0].last, **tools.described(),
     }  # fmt: skip
     path = out / SETTINGS
     if not path.exists():
-        for name in (GEOMETRY, HITS, STREAM, MTZ, HKL, RESULT):
+        for name in ("blocks", "hits", GEOMETRY, HITS, STREAM, MTZ, HKL, RESULT):
             if (out / name).exists():
                 raise TargetExistsError(f"{out / name}: is there already; choose another directory with --out")
         with writing(path):
@@ -192,3 +195,14 @@ def _reduce(blocks: Sequence[Block], tools: Tools) -> None:
     missing = [block.path for block in blocks if not block.path.exists()]
     if missing:
         raise StorageError(f"{missing[0]}: was written by a worker and is not here; all must see {missing[0].parent}")
+
+
+def _tidy(out: Path, blocks: Sequence[Block]) -> None:
+    """Remove what blocks kept, and what processes that were killed left behind; nothing else."""
+    kept, digest = blocks[0].path.parent, blocks[0].digest
+    with suppress(OSError):  # where somebody else has put something there, or may only read it
+        for path in (*kept.glob(f"*{digest}-*.h5"), *(out / "hits").glob(".*.cxi")):
+            path.unlink(missing_ok=True)
+        for part in out.glob(f".{RESULT}-*"):
+            shutil.rmtree(part, ignore_errors=True)
+        kept.rmdir()

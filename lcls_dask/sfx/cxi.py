@@ -14,8 +14,9 @@ import numpy as np
 import xarray as xr
 from dask.base import compute
 
-from ..errors import ArgumentError, TargetExistsError
+from ..errors import ArgumentError
 from ..reduce.ragged import Ragged, as_ragged, rows_of
+from .files import whole_file
 from .frames import as_frames, fits, whole_frames
 from .geometry.model import Geometry
 from .masks import good_pixels
@@ -155,13 +156,14 @@ def _some(peaks: xr.Dataset, first: int, last: int, segments: int) -> xr.Dataset
 
 
 @contextmanager
-def new_file(path: Path) -> "Iterator[h5py.File]":
+def new_file(path: Path, *, again: bool = False) -> "Iterator[h5py.File]":
     """An HDF5 file that is there when it is finished, or not at all.
 
     Parameters
     ----------
     path : Path
-        Until then it has ``.partial`` behind its name.
+    again : bool
+        Whether it takes the place of one that is there already, instead of an error.
 
     Yields
     ------
@@ -174,17 +176,8 @@ def new_file(path: Path) -> "Iterator[h5py.File]":
     """
     import h5py
 
-    if path.exists():
-        raise TargetExistsError(f"{path}: is there already; remove it, or choose another name")
-    part = path.with_name(f"{path.name}.partial")
-    try:
-        with h5py.File(part, "w") as file:
-            yield file
-        if path.exists():
-            raise TargetExistsError(f"{path}: somebody else has written it meanwhile")
-        part.rename(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with whole_file(path, again=again) as part, h5py.File(part, "w") as file:
+        yield file
 
 
 class Writer:

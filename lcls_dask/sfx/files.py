@@ -14,22 +14,25 @@ from .cell import Cell, as_cell, gemmi
 
 
 @contextmanager
-def whole_file(target: str | Path) -> Iterator[Path]:
+def whole_file(target: str | Path, *, again: bool = False) -> Iterator[Path]:
     """Where to write a file that is there whole or not at all.
 
     Parameters
     ----------
     target : str or Path
+    again : bool
+        Whether it takes the place of one that is there already, instead of an error.
 
     Yields
     ------
     Path
-        Of a temporary file beside it, which becomes the target when the body ends without an error.
+        Of a temporary file beside it, which becomes the target when the body ends without an error. No other process
+        has the same.
 
     Raises
     ------
     TargetExistsError
-        The target is there already.
+        The target is there already, or when the body ends.
 
     Examples
     --------
@@ -37,16 +40,21 @@ def whole_file(target: str | Path) -> Iterator[Path]:
     ...     path.write_text("all of it")
     """
     target = Path(target)
-    if os.path.lexists(target):
-        raise TargetExistsError(f"{target}: is there already; remove it or choose another name")
+    _refuse(target, again)
     descriptor, name = tempfile.mkstemp(prefix=f".{target.name}-", suffix=target.suffix, dir=target.parent)
     os.close(descriptor)
     try:
         yield Path(name)
+        _refuse(target, again)
         os.chmod(name, 0o644)
         os.replace(name, target)
     finally:
         Path(name).unlink(missing_ok=True)
+
+
+def _refuse(target: Path, again: bool) -> None:
+    if not again and os.path.lexists(target):
+        raise TargetExistsError(f"{target}: is there already; remove it or choose another name")
 
 
 def _crystal(merged: xr.Dataset) -> Cell:

@@ -22,13 +22,9 @@ def save(path: Path, datasets: Mapping[str, xr.Dataset]) -> None:
     Parameters
     ----------
     path : Path
+        What is there already is replaced: by the same, where two processes have made one block.
     datasets : mapping of str to xarray.Dataset
         By group.
-
-    Raises
-    ------
-    TargetExistsError
-        There is a file already.
 
     Examples
     --------
@@ -36,7 +32,7 @@ def save(path: Path, datasets: Mapping[str, xr.Dataset]) -> None:
     >>> load(Path("a.h5"), "x")["n"].values, load(Path("a.h5"), "x").attrs
     (array([1, 2]), {'of': 'two'})
     """
-    with new_file(path) as file:
+    with new_file(path, again=True) as file:
         for group, dataset in datasets.items():
             told = {
                 "attrs": dataset.attrs,

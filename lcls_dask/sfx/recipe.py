@@ -1,6 +1,7 @@
 """What a run of crystallography is told, and what is made of that in each process."""
 
 import hashlib
+import importlib.metadata
 import json
 import threading
 from dataclasses import dataclass, fields
@@ -22,6 +23,10 @@ from .kernels.frames import Stages
 from .masks import good_pixels
 
 Array = np.ndarray[Any, np.dtype[Any]]
+
+
+#: Raised when what is kept, or how it is made, changes.
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,11 @@ class Settings:
     cxi: bool = True
     block: int | None = None
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.cell, str | Path | Cell):
+            # a list or an array cannot be hashed
+            object.__setattr__(self, "cell", as_cell(self.cell).parameters)
+
 
 @dataclass(frozen=True, eq=False)
 class Tools:
@@ -152,7 +162,7 @@ class Tools:
         geometry = read_geometry(settings.geometry, distance=settings.distance, photon_energy=settings.photon_energy)
         if geometry.photon_energy is None:
             raise ArgumentError(f"{settings.geometry}: tells no photon energy; give --photon-energy, in eV")
-        good = None if settings.mask is None else good_pixels(read_array(Path(settings.mask)), geometry.shape)
+        good = None if settings.mask is None else _mask_of(Path(settings.mask), geometry.shape)
         calibration = None
         if settings.constants is not None:
             constants = read_constants(settings.constants).of_run(run)
@@ -165,14 +175,17 @@ class Tools:
             )  # fmt: skip
         if settings.min_peaks < 1 or (settings.max_peaks is not None and settings.max_peaks < settings.min_peaks):
             raise ArgumentError(f"{settings.min_peaks} to {settings.max_peaks} peaks to a hit: rising ones are wanted")
-        for name, least in (("block", 1), ("lattices", 1), ("shells", 1), ("scale", 0)):
+        for name, least, most in (
+            ("block", 1, np.inf), ("lattices", 1, 100), ("shells", 1, np.inf), ("scale", 0, np.inf),
+            ("evidence", -np.inf, np.inf), ("mosaicity", 0, np.inf),
+        ):  # fmt: skip
             value = getattr(settings, name)
-            if value is not None and value < least:
-                raise ArgumentError(f"{name}={value}: {least} or more is wanted")
-        for name in ("d_min", "profile_radius", "reject"):
+            if value is not None and not (np.isfinite(value) and least <= value <= most):
+                raise ArgumentError(f"{name}={value}: a number from {least} to {most} is wanted")
+        for name, limit in (("d_min", np.inf), ("profile_radius", 0.1), ("reject", np.inf)):
             value = getattr(settings, name)
-            if value is not None and not (np.isfinite(value) and value > 0):
-                raise ArgumentError(f"{name}={value}: a number above 0 is wanted")
+            if value is not None and not 0 < value < limit:
+                raise ArgumentError(f"{name}={value}: a number above 0 and below {limit} is wanted")
         peaks_of(settings)
         return cls(settings, cell, geometry, calibration, good)
 
@@ -211,7 +224,7 @@ class Tools:
         return _digest(json.dumps(self.described(), sort_keys=True).encode(), None)
 
     def described(self) -> dict[str, Any]:
-        """All that results depend on, beside the run: settings, and digests of what is in the files.
+        """All that results depend on, beside the run: settings, digests of what is in the files, and this version.
 
         Returns
         -------
@@ -221,6 +234,7 @@ class Tools:
         files = {"geometry", "constants", "mask", "cell", "space_group"}
         told = {one.name: getattr(self.settings, one.name) for one in fields(self.settings) if one.name not in files}
         told |= {"cell": list(self.cell.parameters), "space_group": self.cell.space_group}
+        told |= {"format": FORMAT, "lcls_dask": importlib.metadata.version("lcls_dask")}
         where = self.geometry
         layout = repr((where.panels, where.shape, where.distance, where.photon_energy, where.slab))
         told["geometry"] = _digest(layout.encode(), where.bad)
@@ -246,6 +260,11 @@ def peaks_of(settings: Settings) -> peaks.Settings:
         One is out of range.
     """
     return peaks.Settings(**{one.name: getattr(settings, one.name) for one in fields(peaks.Settings)})
+
+
+def _mask_of(path: Path, shape: tuple[int, int, int]) -> Array | None:
+    """Pixels that count: psana's text and JSON have them as real numbers."""
+    return good_pixels(np.nan_to_num(read_array(path, "a mask")) != 0, shape)
 
 
 def _digest(text: bytes, values: Array | None) -> str:
@@ -287,6 +306,6 @@ def _tools(settings: Settings, run: int, digest: str) -> Tools:
     if made.digest != digest:
         raise ArgumentError(
             f"{settings.geometry}, or the constants, mask or cell: have other contents here than when the run was "
-            "begun; keep them as they are until it ends, and where all workers see the same ones"
+            "begun, or lcls_dask has another version; keep them as they are until it ends, and the same for all workers"
         )
     return made

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import shutil
+import uuid
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -76,8 +77,13 @@ def finish(run: Run, out: Path, tools: Tools, blocks: Sequence[Block]) -> None:
     crystals = found.crystals.assign_coords(_names(blocks, found.frames, tools))
     made = {"frames": found.frames, "peaks": found.peaks, "crystals": found.crystals, "reflections": found.reflections}
     made |= _powder(blocks, tools, found.peaks["segment"])
+    told = _told(run, tools)
     if found.reflections.sizes["reflection"]:
-        made["merged"], made["figures"] = _merged(blocks, tools)
+        try:
+            made["merged"], made["figures"] = _merged(blocks, tools)
+        except ArgumentError as error:
+            # such as of crystals that scaling leaves out; all else is of use without
+            told["not_merged"] = str(error)
     geometry = tools.geometry
     files: dict[str, Any] = {
         GEOMETRY: lambda path: write_geometry(geometry, path),
@@ -88,7 +94,7 @@ def finish(run: Run, out: Path, tools: Tools, blocks: Sequence[Block]) -> None:
     }  # fmt: skip
     if tools.settings.cxi:
         files[HITS] = lambda path: _write_list(
-            path, [str(block.cxi.relative_to(out)) for block in blocks if block.cxi.exists()]
+            path, [str(b.cxi.relative_to(out)) for b in blocks if found.frames["hit"].values[b.first : b.last].any()]
         )
     if "merged" in made:
         files |= {MTZ: partial(write_mtz, made["merged"]), HKL: partial(write_hkl, made["merged"])}
@@ -96,7 +102,7 @@ def finish(run: Run, out: Path, tools: Tools, blocks: Sequence[Block]) -> None:
         if not (out / name).exists():
             with writing(out / name):
                 write(out / name)
-    _write_result(xr.DataTree.from_dict({"/": xr.Dataset(attrs=_told(run, tools)), **made}), out / RESULT)
+    _write_result(xr.DataTree.from_dict({"/": xr.Dataset(attrs=told), **made}), out / RESULT)
 
 
 def _names(blocks: Sequence[Block], frames: xr.Dataset, tools: Tools) -> dict[str, Any]:
@@ -104,7 +110,7 @@ def _names(blocks: Sequence[Block], frames: xr.Dataset, tools: Tools) -> dict[st
     file, event = [], []
     for block in blocks:
         hit = np.flatnonzero(frames["hit"].values[block.first : block.last])
-        file += [f"hits/{block.cxi.name}" if tools.settings.cxi else block.run.path] * len(hit)
+        file += [f"hits/{block.cxi.name}" if tools.settings.cxi else block.location] * len(hit)
         event += [f"//{i}" for i in (range(len(hit)) if tools.settings.cxi else hit + block.first)]
     names = {"filename": np.array(file, np.str_), "event_name": np.array(event, np.str_)}
     return {name: ("event", values) for name, values in names.items()} | {
@@ -154,11 +160,13 @@ def _write_list(path: Path, names: Sequence[str]) -> None:
 
 def _write_result(tree: xr.DataTree, path: Path) -> None:
     """All groups, in a directory that gets its name when it is whole."""
-    part = path.with_name(f".{path.name}.partial")
-    with writing(path):
+    part = path.with_name(f".{path.name}-{uuid.uuid4().hex}")  # no other process has the same
+    try:
+        with writing(path):
+            tree.to_zarr(part, mode="w-", consolidated=False)
+            part.rename(path)
+    finally:
         shutil.rmtree(part, ignore_errors=True)
-        tree.to_zarr(part, mode="w-", consolidated=False)
-        part.rename(path)
 
 
 def _told(run: Run, tools: Tools) -> dict[str, Any]:

@@ -175,13 +175,15 @@ def _datasets(path: Path) -> Iterator[tuple[str, Array]]:
     yield from found
 
 
-def read_array(path: Path) -> Array:
+def read_array(path: Path, meaning: str = "constants") -> Array:
     """Values of a file of one kind.
 
     Parameters
     ----------
     path : Path
         ``.npy``, psana's text, or JSON: nested lists, or ``{"data": ..., "shape": ...}``.
+    meaning : str
+        What it is to be, for errors.
 
     Returns
     -------
@@ -212,7 +214,7 @@ def read_array(path: Path) -> Array:
             values = np.loadtxt([line for line in lines if not line.startswith("#")], np.float64, ndmin=2)
             values = values.reshape(shape) if shape else values
     except (OSError, ValueError, KeyError, TypeError, EOFError, UnicodeDecodeError) as error:
-        raise FormatError(f"{path}: cannot be read as constants: {error}") from None
+        raise FormatError(f"{path}: cannot be read as {meaning}: {error}") from None
     if values.dtype.kind not in "biuf":
         raise FormatError(f"{path}: holds {values.dtype}, not numbers")
     return values
