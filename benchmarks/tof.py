@@ -244,7 +244,7 @@ def disk(setting: Setting) -> None:
     """A whole run from disk on two workers, against two bare processes that do the same to half of it each."""
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, range(os.cpu_count() or 1))
-    events, path = setting.size(60_000, 600), setting.directory / "run"
+    events, path = setting.size(400_000, 600), setting.directory / "run"
     lcls_dask.simulate(path, "tof", events=events, seed=1)
     node = lcls_dask.open_run(path).dataset(group="/hsd", chunks=None)
     baseline = tof.baseline_of(tof.windows(node, waveforms=True)).values
