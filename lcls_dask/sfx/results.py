@@ -4,6 +4,7 @@ import importlib.metadata
 import shutil
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import xarray as xr
 from dask.delayed import delayed
 
 from ..access.run import Run
-from ..errors import ArgumentError
+from ..errors import ArgumentError, TargetExistsError
 from ..reduce.ragged import Ragged, empty_like, select_events
 from .blocks import RAGGED, SUMS, Block, Found, writing
 from .figures import figures_of_merit
@@ -100,7 +101,8 @@ def finish(run: Run, out: Path, tools: Tools, blocks: Sequence[Block]) -> None:
         files |= {MTZ: partial(write_mtz, made["merged"]), HKL: partial(write_hkl, made["merged"])}
     for name, write in files.items():
         if not (out / name).exists():
-            with writing(out / name):
+            # another process, where the run was begun twice, writes the same
+            with writing(out / name), suppress(TargetExistsError):
                 write(out / name)
     _write_result(xr.DataTree.from_dict({"/": xr.Dataset(attrs=told), **made}), out / RESULT)
 
@@ -164,7 +166,8 @@ def _write_result(tree: xr.DataTree, path: Path) -> None:
     try:
         with writing(path):
             tree.to_zarr(part, mode="w-", consolidated=False)
-            part.rename(path)
+            if not path.exists():
+                part.rename(path)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
