@@ -60,9 +60,13 @@ def pytest_report_header() -> list[str]:
     ]
 
 
+#: Docstrings' examples come first: one process compiles the loops for all, while the others are busy elsewhere. Last
+#: comes what takes many loops in several processes.
+ORDER = {"test_doctests.py": -1, "test_sfx_chain.py": 1, "test_notebooks.py": 1, "test_demo.py": 1}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Docstrings' examples come first: one process compiles the loops for all, while the others are busy elsewhere."""
-    items.sort(key=lambda item: item.path.name != "test_doctests.py")
+    items.sort(key=lambda item: ORDER.get(item.path.name, 0))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

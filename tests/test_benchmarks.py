@@ -28,8 +28,8 @@ RATIOS = {
     "tof": ["bandwidth of cfd over reading once", "waveforms/s of cfd over psana's PyCFD"],
     "sfx": ["apart over one pass, full", "frames/s, full, over psana"],
 }
-#: Those that take a minute, most of it compiling loops that other tests compile too.
-LONG = {"cluster", "indexing", "sfx", "tof"}
+#: Those that take long, much of it compiling loops that other tests compile too, or starting servers.
+LONG = {"cluster", "indexing", "sfx", "tof", "lclstreamer", "passthrough", "remote"}
 REAL = {"hsd": grow.HSD, "jungfrau": grow.JUNGFRAU}
 
 
