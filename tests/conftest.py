@@ -15,7 +15,7 @@ DATA = Path(os.environ.get("LCLS_DASK_DATA", REPOSITORY.parent / "shared" / "dat
 def real_data() -> Path:
     """Directory of the real LCLS files."""
     if not (DATA / "lcls2").is_dir():
-        pytest.skip(f"no real LCLS files: {DATA / 'lcls2'} is not a directory; set LCLS_DASK_DATA")
+        pytest.skip(f"no real LCLS files: {DATA / 'lcls2'} is not a directory, they are NOT tested; set LCLS_DASK_DATA")
     return DATA
 
 

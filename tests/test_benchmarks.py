@@ -40,7 +40,7 @@ def test_all_are_here() -> None:
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.long] * (name in LONG)) for name in NAMES])
 def test_runs(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if name in REAL and not REAL[name].exists():
-        pytest.skip(f"{REAL[name]} is not there: set LCLS_DASK_DATA to grow the real file")
+        pytest.skip(f"{REAL[name]} is not there: the benchmark was NOT tried; set LCLS_DASK_DATA to grow the real file")
     importlib.import_module(f"benchmarks.{name}").run(timing.Setting(tmp_path, quick=True, full=False, repeats=1))
     told = capsys.readouterr().out
     if "(pip install -e '.[bench]')" in told:

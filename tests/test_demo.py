@@ -139,7 +139,7 @@ def test_page_escapes_and_marks(tmp_path: Path) -> None:
     assert "not checked" in page
 
 
-@pytest.mark.skipif(not referee.available(), reason="psana is not installed: pip install -e '.[psana]'")
+@pytest.mark.skipif(not referee.available(), reason="no psana: its part of the demo is NOT tested")
 def test_the_referee_sees_a_wrong_value(real_data: Path, tmp_path: Path) -> None:
     wrong = tmp_path / "jungfrau.xtc2"
     data = bytearray((real_data / "lcls2" / "test_jungfrau05M_calib.xtc2").read_bytes())

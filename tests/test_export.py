@@ -240,7 +240,7 @@ def test_other_hdf5_readers(tmp_path: Path) -> None:
 
 
 def test_xarray_reads_the_netcdf(tmp_path: Path) -> None:
-    pytest.importorskip("h5netcdf", reason="h5netcdf is not installed: xarray cannot read netCDF-4 with h5py")
+    pytest.importorskip("h5netcdf", reason="no h5netcdf: HDF5 exports are NOT read by xarray")
     run = a_run()
     target = export(SubsetSource(run, variables=["time*", "step", "jungfrau*", "epix*", "label"]), tmp_path / "a.nc")
     with xr.open_dataset(target, engine="h5netcdf") as data:

@@ -37,7 +37,7 @@ def browser() -> Iterator["playwright.Browser"]:
     with playwright.sync_playwright() as driver:
         executable = shutil.which("chromium") or driver.chromium.executable_path
         if not Path(executable).exists():
-            pytest.skip("no Chromium: apt-get install chromium, or python -m playwright install chromium")
+            pytest.skip("no Chromium, the dashboard is NOT tested: python -m playwright install chromium")
         browser = driver.chromium.launch(executable_path=executable)
         yield browser
         browser.close()

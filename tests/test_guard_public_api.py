@@ -126,7 +126,7 @@ def test_p2p_rechunk(client: Client) -> None:
 
 
 def test_p2p_shuffle(client: Client) -> None:
-    pytest.importorskip("pyarrow", reason="P2P shuffles of dataframes need pyarrow")
+    pytest.importorskip("pyarrow", reason="no pyarrow: P2P shuffles of dataframes are NOT tested")
     import dask.dataframe as dd
     import pandas as pd
 

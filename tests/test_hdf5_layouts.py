@@ -274,7 +274,7 @@ def test_psana_joins_the_files_of_its_servers(tmp_path: Path) -> None:
 def test_a_real_psana_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The referee writes the file: psana's own SmallData."""
     monkeypatch.setenv("PS_PARALLEL", "none")
-    smalldata = pytest.importorskip("psana.smalldata", reason="psana is not installed: its files are not tried")
+    smalldata = pytest.importorskip("psana.smalldata", reason="psana is not installed: its files are NOT read")
     written = smalldata.SmallData()
     written.setup_parms(filename=str(tmp_path / "psana_r0007.h5"), batch_size=2, cache_size=3)
     truth = []

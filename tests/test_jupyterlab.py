@@ -31,7 +31,7 @@ def chromium() -> Iterator["playwright.Browser"]:
         # the system's, or the one that playwright can fetch where one is not root
         executable = shutil.which("chromium") or driver.chromium.executable_path
         if not Path(executable).exists():
-            pytest.skip("no Chromium: apt-get install chromium, or python -m playwright install chromium")
+            pytest.skip("no Chromium, the notebook in JupyterLab is NOT tested: python -m playwright install chromium")
         browser = driver.chromium.launch(executable_path=executable)
         yield browser
         browser.close()

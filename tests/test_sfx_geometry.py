@@ -237,7 +237,7 @@ def psana_data() -> Path:
 def test_psana_files_are_as_psana_reads_them(detector: str) -> None:
     path = psana_data() / f"geometry-def-{detector}.data"
     if not path.exists():
-        pytest.skip(f"this psana has no {path.name}")
+        pytest.skip(f"this psana has no {path.name}: it was NOT read")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from psana.pscalib.geometry.GeometryAccess import GeometryAccess

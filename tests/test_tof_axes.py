@@ -143,7 +143,7 @@ def test_the_real_cookie_box(real_data: Path) -> None:
 
 def test_the_real_momentum_microscope(real_data: Path) -> None:
     if not (real_data / "momentum-tof").is_dir():
-        pytest.skip(f"{real_data / 'momentum-tof'} is not there")
+        pytest.skip(f"{real_data / 'momentum-tof'} is not there: NO real bias series was fitted")
     # positions of the bias series in ticks of 16.5 ps, and sed's answers: see PROVENANCE.md
     ticks = np.array(
         [65134.1, 65409.4, 65706.7, 66015.0, 66334.3, 66664.7, 67028.0, 67413.4, 67798.8, 68228.2, 68668.7]
