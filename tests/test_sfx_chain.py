@@ -390,3 +390,18 @@ def test_a_block_that_two_processes_make(tmp_path: Path) -> None:
     save(path, made)
     assert load(path, "x").identical(made["x"])
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_real_jungfrau_module(real_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One segment, of which there is no label, and nothing known of the sample: frames and peaks, no crystal."""
+    geometry = tmp_path / "one.geom"
+    panel = "min_fs = 0|max_fs = 1023|min_ss = 0|max_ss = 511|corner_x = -512|corner_y = -256|fs = +1.0x|ss = +1.0y"
+    head = ["photon_energy = 9480", "clen = 0.1", "adu_per_photon = 1", "res = 13333.3", "data = /data"]
+    axes = ["dim0 = %", "dim1 = 0", "dim2 = ss", "dim3 = fs", "p0/dim1 = 0"]
+    geometry.write_text("\n".join([*head, *axes, *(f"p0/{one}" for one in panel.split("|"))]) + "\n")
+    given = ["--cell", "79.1 79.1 37.9 90 90 90", "--geometry", str(geometry), "--threshold", "100", "--json"]
+    run = real_data / "lcls2" / "test_jungfrau05M_calib.xtc2"
+    assert cli.main(["sfx", str(run), "--out", str(tmp_path / "out"), *given]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["frames"], told["bad"], told["incomplete"], told["crystals"]) == (2, {}, 0, 0)
+    assert open_result(tmp_path / "out")["frames"].to_dataset()["segments"].values.tolist() == [1, 1]

@@ -21,7 +21,7 @@ from ..access.run import Run
 from ..errors import ArgumentError, FormatError, SelectionError, StorageError, TargetExistsError
 from .blocks import Block, read_photons, reduce_block, writing
 from .files import whole_file
-from .frames import fits
+from .frames import fits, present_of
 from .recipe import Settings, Tools
 from .results import GEOMETRY, HITS, HKL, MTZ, RESULT, SETTINGS, STREAM, finish, open_result
 from .runs import frames_of
@@ -106,12 +106,14 @@ def blocks_of(run: Run, out: Path, tools: Tools) -> list[Block]:
     events = frames.sizes["event"]
     if not events:
         raise ArgumentError(f"{run.path}: has no events")
+    there = frames["present"].attrs if "present" in frames.coords else {}
     length = settings.block or int(np.clip(events // SHARE, FEWEST, MOST))
     coords = xr.Dataset(
         coords={
             "timestamp": ("event", frames["timestamp"].values, frames["timestamp"].attrs),
             "frame": ("event", np.arange(events), {"units": "1", "long_name": "event of the run"}),
-            "present": (("event", "segment"), frames["present"].values, frames["present"].attrs),
+            # a detector of one segment tells it by event alone
+            "present": (("event", "segment"), present_of(frames.coords.to_dataset(), frames.shape[:2]), there),
             "segment": frames["segment"].values if "segment" in frames.coords else np.arange(frames.sizes["segment"]),
         }
     )
