@@ -22,6 +22,8 @@ from biscuit_auth import PrivateKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from lcls_dask.access import engine
+from lcls_dask.formats import discover
 from lcls_dask.formats.codecs import Codec, encode
 from lcls_dask.formats.zarr import EXPORT
 from lcls_dask.model import Node, RunIndex, Variable
@@ -198,6 +200,9 @@ class Gateway:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         assert line, self.log.read_text()
+        if not self.port:  # it may be the port of another facility's gateway, that this process has read from
+            engine._SEEN.clear()
+            discover._OPEN.clear()
         self.port = json.loads(line)["port"]
         return self
 
