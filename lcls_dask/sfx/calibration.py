@@ -224,11 +224,13 @@ def calibrate_block(values: Array, coords: xr.Dataset, stages: Stages) -> Array:
     -------
     (event, segment, row, column) float32
     """
-    from .kernels.frames import calibrate_frames
+    from .kernels.frames import calibrate_frame, room
 
     raw = np.ascontiguousarray(values)
     out = np.empty(raw.shape, np.float32)
-    calibrate_frames(raw, stages, out)
+    scratch = room(stages)
+    for frame, calibrated in zip(raw, out, strict=True):
+        calibrate_frame(frame, stages, scratch, calibrated.reshape(-1))
     there = present_of(coords, raw.shape[:2])
     if not there.all():
         out[~there] = np.nan

@@ -1,6 +1,7 @@
 """Bragg peaks of frames, by radial statistics."""
 
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,28 +100,40 @@ class Finder:
 
     def find(self, values: Array, coords: xr.Dataset) -> tuple[Array, dict[str, Array]]:
         """Numbers of peaks (event, segment), and their columns, of a block of frames."""
-        from .kernels.peaks import find_peaks, find_raw_peaks
+        from .kernels.peaks import find_peaks
+        from .kernels.rings import full, of_samples, room
 
-        settings = self.settings
-        told = settings.min_snr, settings.min_pixels, settings.max_pixels, 2 * settings.background_radius
-        common = self.rings, self.panels, settings.statistics == "full", settings.threshold, told
-        count = np.zeros(values.shape[:2], np.int32)
-        parts: list[Peaks] = []
-        event, room = 0, 256 * len(values) + 256
-        frames = as_float32(values, coords) if self.stages is None else np.ascontiguousarray(values)
-        present = present_of(coords, values.shape[:2])
-        while event < len(values):
-            out = Peaks(*(np.empty(room, dtype) for dtype, _, _ in _COLUMNS.values()))
-            if self.stages is None:
-                event, peaks = find_peaks(frames, *common, event, count, out)
-            else:
-                event, peaks = find_raw_peaks(
-                    frames, present, self.stages, _frame(self.rings.ring.size), *common, event, count, out
-                )
-            parts.append(Peaks(*(column[:peaks] for column in out)))
-            room *= 2  # one frame alone may need more than all the room
-        parts = parts or [Peaks(*(np.empty(0, dtype) for dtype, _, _ in _COLUMNS.values()))]
+        settings, shape = self.settings, values.shape[1:]
+        # of a whole number in place of a real one, everything would be compiled once more
+        limits = float(settings.min_snr), float(settings.threshold)
+        told = limits[0], settings.min_pixels, settings.max_pixels, 2 * settings.background_radius
+        strong = full if settings.statistics == "full" else of_samples
+        found, scratch = room(self.rings)
+        measured, count = np.empty(4), np.zeros(values.shape[:2], np.int32)
+        parts: list[Peaks] = [Peaks(*(np.empty(0, dtype) for dtype, _, _ in _COLUMNS.values()))]
+        for event, frame in enumerate(self._calibrated(values, coords)):
+            above = strong(frame, self.rings, *limits, found, scratch)
+            members = np.empty((5, max(above, settings.max_pixels)), np.int32)
+            out = Peaks(*(np.empty(above // settings.min_pixels, dtype) for dtype, _, _ in _COLUMNS.values()))
+            many = find_peaks(
+                frame, shape, self.rings, self.panels, told, above, found, scratch.pixels, members, measured,
+                count[event], out,
+            )  # fmt: skip
+            parts.append(Peaks(*(column[:many].copy() for column in out)))
         return count, {name: np.concatenate([getattr(part, name) for part in parts]) for name in _COLUMNS}
+
+    def _calibrated(self, values: Array, coords: xr.Dataset) -> Iterator[Array]:
+        """Frames one by one, flat; raw ones in room that all share, as what is in the cache is read once more."""
+        if self.stages is None:
+            yield from (frame.reshape(-1) for frame in as_float32(values, coords))
+            return
+        from .kernels.frames import calibrate_frame, room
+
+        present, frame, aside = present_of(coords, values.shape[:2]), _frame(self.rings.ring.size), room(self.stages)
+        for raw, there in zip(np.ascontiguousarray(values), present, strict=True):
+            calibrate_frame(raw, self.stages, aside, frame)
+            frame.reshape(raw.shape)[~there] = np.nan
+            yield frame
 
 
 _kept = threading.local()

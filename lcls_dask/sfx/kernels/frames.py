@@ -129,25 +129,24 @@ def subtract_common_mode(raw, shape, stages, scratch, out):
                             out[k] -= np.float32(median) * factor[0, k]
 
 
-@njit(cache=True, nogil=True)
-def calibrate_frame(raw, shape, stages, scratch, out):
-    """Values of a frame, without its common mode where there is a limit for it; see `subtract_common_mode`."""
-    calibrate(raw, stages, 0, raw.size, out)
-    if stages.limit > 0.0:
-        subtract_common_mode(raw, shape, stages, scratch, out)
-
-
-@njit(cache=True, nogil=True)
-def calibrate_frames(raw, stages, out):
-    """Values of many frames.
+def calibrate_frame(raw: Array, stages: Stages, scratch: Array, out: Array) -> None:
+    """Values of a frame, without its common mode where there is a limit for it; see `subtract_common_mode`.
 
     Parameters
     ----------
-    raw : (events, segments, rows, columns) uint16
+    raw : (segments, rows, columns) uint16
     stages : Stages
-    out : (events, segments, rows, columns) float32
+    scratch : (k,) float32
+        Such as `room` makes.
+    out : (n,) float32
         Out.
     """
-    scratch = np.empty(stages.step[0] * stages.step[1] if stages.limit > 0.0 else 1, np.float32)
-    for event in range(raw.shape[0]):
-        calibrate_frame(raw[event].reshape(-1), raw.shape[1:], stages, scratch, out[event].reshape(-1))
+    flat = raw.reshape(-1)
+    calibrate(flat, stages, 0, raw.size, out)
+    if stages.limit > 0.0:
+        subtract_common_mode(flat, raw.shape, stages, scratch, out)
+
+
+def room(stages: Stages) -> Array:
+    """Scratch of `calibrate_frame`."""
+    return np.empty(stages.step[0] * stages.step[1] if stages.limit > 0.0 else 1, np.float32)

@@ -6,9 +6,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from .frames import calibrate_frame
-from .rings import full, of_samples, room
-
 Array = np.ndarray[Any, np.dtype[Any]]
 
 #: Standard deviation of a background without pixels, or of pixels that are all alike.
@@ -42,13 +39,15 @@ def _join(pixels, panel, parent, columns, k, other):
 
 
 @njit(cache=True, nogil=True)
-def connect(pixels, panel, columns, parent, behind, last):
+def connect(pixels, many, panel, columns, parent, behind, last):
     """Put pixels that touch, by edges or corners, within one panel, into one list.
 
     Parameters
     ----------
     pixels : (n,) int32
         Ascending.
+    many : int
+        How many.
     panel : (n,) int32
     columns : int
         Of a segment.
@@ -60,7 +59,7 @@ def connect(pixels, panel, columns, parent, behind, last):
         Scratch.
     """
     above = 0
-    for k in range(pixels.size):
+    for k in range(many):
         parent[k] = k
         if k > 0 and pixels[k] - pixels[k - 1] == 1:
             _join(pixels, panel, parent, columns, k, k - 1)
@@ -70,7 +69,7 @@ def connect(pixels, panel, columns, parent, behind, last):
         while pixels[other] <= pixels[k] - columns + 1:
             _join(pixels, panel, parent, columns, k, other)
             other += 1
-    for k in range(pixels.size):
+    for k in range(many):
         first = _root(parent, k)
         parent[k], behind[k], last[k] = first, -1, k
         if first != k:
@@ -105,7 +104,7 @@ def _background(frame, rings, high, bounds, shape, row, column, reach, told):
 
 
 @njit(cache=True, nogil=True)
-def _measure(frame, rings, found, bounds, shape, members, reach, told):
+def _measure(frame, rings, found, bounds, shape, members, size, reach, told):
     """Intensity, signal to noise and place of a peak: whether it stands out of its surroundings.
 
     ``told``: column, row, intensity, signal to noise.
@@ -113,7 +112,8 @@ def _measure(frame, rings, found, bounds, shape, members, reach, told):
     rows, columns = shape
     first = bounds[0] * rows * columns
     weight, across, down, raw, raw_across, raw_down = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
-    for i in members:
+    for m in range(size):
+        i = members[m]
         row, column = (i - first) // columns, (i - first) % columns
         value = np.float64(frame[i])
         above = value - found.mean[rings.ring[i]]
@@ -129,8 +129,8 @@ def _measure(frame, rings, found, bounds, shape, members, reach, told):
     _background(frame, rings, found.high, bounds, shape, round(down), round(across), reach, told)
     mean, sigma, most = told[0], told[1], told[2]
     total, top = 0.0, -math.inf
-    for i in members:
-        value = np.float64(frame[i]) - mean
+    for m in range(size):
+        value = np.float64(frame[members[m]]) - mean
         total += value
         top = max(top, value)
     # values below zero, of frames whose offset is wrong, are no weights
@@ -140,7 +140,7 @@ def _measure(frame, rings, found, bounds, shape, members, reach, told):
 
 
 @njit(cache=True, nogil=True)
-def _gather(k, behind, pixels, bounds, shape, members):
+def _gather(k, behind, pixels, bounds, shape, most, members):
     """Pixels of the peak that begins with number k: how many, 0 where all lie at the edge of their panel."""
     rows, columns = shape
     count, inner = 0, False
@@ -148,42 +148,11 @@ def _gather(k, behind, pixels, bounds, shape, members):
         i = pixels[k]
         row, column = i // columns % rows, i % columns
         inner = inner or (bounds[1] < row < bounds[2] - 1 and bounds[3] < column < bounds[4] - 1)
-        if count < members.size:
+        if count < most:
             members[count] = i
         count += 1
         k = behind[k]
     return count if inner else 0
-
-
-@njit(cache=True, nogil=True)
-def _peaks_of(frame, shape, rings, panels, told, above, found, scratch, members, measured, count, out, peaks):
-    """Put the peaks of a frame behind those there are; how many there are then, -1 where there was no room."""
-    _, rows, columns = shape
-    min_snr, min_pixels, max_pixels, reach = told
-    strong = scratch.pixels[:above]
-    panel, parent, behind = np.empty(above, np.int32), np.empty(above, np.int32), np.empty(above, np.int32)
-    for k in range(above):
-        i = strong[k]
-        panel[k] = _panel_of(panels.bounds, panels.first, i // (rows * columns), i // columns % rows, i % columns)
-    connect(strong, panel, columns, parent, behind, np.empty(above, np.int32))
-    count[:] = 0
-    for k in range(above):
-        if parent[k] != k:
-            continue
-        bounds = panels.bounds[panel[k]]
-        size = _gather(k, behind, strong, bounds, (rows, columns), members)
-        if size < min_pixels or size > max_pixels:
-            continue
-        stands_out = _measure(frame, rings, found, bounds, (rows, columns), members[:size], reach, measured)
-        if not stands_out or measured[3] < min_snr:
-            continue
-        if peaks == out.fs.size:
-            return -1
-        out.fs[peaks], out.ss[peaks] = measured[0], measured[1]
-        out.intensity[peaks], out.snr[peaks], out.pixels[peaks] = measured[2], measured[3], size
-        count[bounds[0]] += 1
-        peaks += 1
-    return peaks
 
 
 class Panels(NamedTuple):
@@ -211,86 +180,59 @@ class Peaks(NamedTuple):
 
 
 @njit(cache=True, nogil=True)
-def find_peaks(frames, rings, panels, whole, threshold, told, first, count, out):
-    """Find the peaks of many frames.
+def find_peaks(frame, shape, rings, panels, told, above, found, pixels, room, measured, count, out):
+    """Find the peaks of a frame.
 
     Parameters
     ----------
-    frames : (events, segments, rows, columns) float32
+    frame : (n,) float32
         Pixels that are no finite numbers do not count.
+    shape : (int, int, int)
+        Segments, rows, columns.
     rings : Rings
     panels : Panels
-    whole : bool
-        Take statistics of all pixels, not of a sample.
-    threshold : float
     told : (float, int, int, int)
         Least signal to noise, fewest and most pixels of a peak, radius of the disc of background.
-    first : int
-        Event to begin at.
-    count : (events, segments) int32
+    above : int
+        Strong pixels.
+    found : Statistics
+        Of the frame's rings.
+    pixels : (>= above,) int32
+        The strong pixels, ascending.
+    room : (5, max(above, most pixels of a peak)) int32
+        Scratch.
+    measured : (4,) float64
+        Scratch.
+    count : (segments,) int32
         Out: peaks of each segment.
     out : Peaks
-        Out.
+        Out, with room for one of each ``told[1]`` strong pixels.
 
     Returns
     -------
-    (event, peaks)
-        The event to begin at again, with peaks of all before it, where there was no more room; else all events.
+    int
+        How many there are.
     """
-    found, scratch = room(rings)
-    members, measured, peaks = np.empty(told[2], np.int32), np.empty(4), 0
-    for event in range(first, frames.shape[0]):
-        frame = frames[event].reshape(-1)
-        if whole:
-            above = full(frame, rings, told[0], threshold, found, scratch)
-        else:
-            above = of_samples(frame, rings, told[0], threshold, found, scratch)
-        more = _peaks_of(
-            frame, frames.shape[1:], rings, panels, told, above, found, scratch, members, measured, count[event], out,
-            peaks,
-        )  # fmt: skip
-        if more < 0:
-            return event, peaks
-        peaks = more
-    return frames.shape[0], peaks
-
-
-@njit(cache=True, nogil=True)
-def find_raw_peaks(raw, present, stages, frame, rings, panels, whole, threshold, told, first, count, out):
-    """Calibrate frames and find their peaks, without ever having more than one calibrated frame.
-
-    Parameters
-    ----------
-    raw : (events, segments, rows, columns) uint16
-    present : (events, segments) bool
-    stages : Stages
-    frame : (n,) float32
-        Scratch.
-    rings, panels, whole, threshold, told, first, count, out
-        See `find_peaks`.
-
-    Returns
-    -------
-    (event, peaks)
-        See `find_peaks`.
-    """
-    found, scratch = room(rings)
-    members, measured, peaks = np.empty(told[2], np.int32), np.empty(4), 0
-    shape = raw.shape[1:]
-    aside = np.empty(stages.step[0] * stages.step[1] if stages.limit > 0.0 else 1, np.float32)
-    for event in range(first, raw.shape[0]):
-        calibrate_frame(raw[event].reshape(-1), shape, stages, aside, frame)
-        for segment in range(shape[0]):
-            if not present[event, segment]:
-                frame[segment * shape[1] * shape[2] : (segment + 1) * shape[1] * shape[2]] = math.nan
-        if whole:
-            above = full(frame, rings, told[0], threshold, found, scratch)
-        else:
-            above = of_samples(frame, rings, told[0], threshold, found, scratch)
-        more = _peaks_of(
-            frame, shape, rings, panels, told, above, found, scratch, members, measured, count[event], out, peaks
-        )
-        if more < 0:
-            return event, peaks
-        peaks = more
-    return raw.shape[0], peaks
+    _, rows, columns = shape
+    min_snr, min_pixels, max_pixels, reach = told
+    panel, parent, behind, last, members = room[0], room[1], room[2], room[3], room[4]
+    for k in range(above):
+        i = pixels[k]
+        panel[k] = _panel_of(panels.bounds, panels.first, i // (rows * columns), i // columns % rows, i % columns)
+    connect(pixels, above, panel, columns, parent, behind, last)
+    peaks = 0
+    for k in range(above):
+        if parent[k] != k:
+            continue
+        bounds = panels.bounds[panel[k]]
+        size = _gather(k, behind, pixels, bounds, (rows, columns), max_pixels, members)
+        if size < min_pixels or size > max_pixels:
+            continue
+        stands_out = _measure(frame, rings, found, bounds, (rows, columns), members, size, reach, measured)
+        if not stands_out or measured[3] < min_snr:
+            continue
+        out.fs[peaks], out.ss[peaks] = measured[0], measured[1]
+        out.intensity[peaks], out.snr[peaks], out.pixels[peaks] = measured[2], measured[3], size
+        count[bounds[0]] += 1
+        peaks += 1
+    return peaks

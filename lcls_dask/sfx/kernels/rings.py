@@ -20,7 +20,10 @@ BLOCK = 64
 STRETCH = 128 * BLOCK
 
 #: How often mean and sigma are taken.
-ITERATIONS = 5
+ITERATIONS = np.int64(5)
+
+#: And how often for provisional limits.
+FIRST = np.int64(3)
 
 #: Provisional limits are this part of the threshold's distance from the mean.
 NEAR = 0.75
@@ -33,6 +36,9 @@ FEW = 64
 
 #: Rings that share provisional limits.
 GROUP = 8
+
+#: Typed, as numbers in calls of compiled functions are: of a literal 0 each function would be compiled once more.
+NONE = np.int64(0)
 
 #: A sum of squares this many times that of the pixels that matter would take too many of its digits.
 DIGITS = 1e8
@@ -100,22 +106,10 @@ class Scratch(NamedTuple):
     group: Statistics
 
 
-@njit(cache=True, nogil=True)
-def room(rings):
-    """Make what `full` and `of_samples` need.
-
-    Parameters
-    ----------
-    rings : Rings
-
-    Returns
-    -------
-    Statistics, Scratch
-    """
+def room(rings: Rings) -> tuple[Statistics, Scratch]:
+    """Make what the statistics of frames need."""
     n, groups = rings.number.size, rings.coarse_edge.size - 1
-    levels = 1
-    while (1 << levels) <= n:
-        levels += 1
+    levels = n.bit_length()
     found = Statistics(np.empty(n), np.empty(n), np.empty(n), np.empty(n))
     group = Statistics(np.empty(groups), np.empty(groups), np.empty(groups), np.empty(groups))
     scratch = Scratch(
@@ -188,7 +182,7 @@ def sampled(frame, sample, edge, min_snr, threshold, iterations, values, mean, s
             count, total, square = _moments(values, edge[group], edge[group + 1], below, above)
             if count == 0:
                 break
-            mean[group], sigma[group], below, above = _limits(count, total, square, min_snr, threshold)
+            mean[group], sigma[group], below, above = _limits(float(count), total, square, min_snr, threshold)
             low[group], high[group] = below, above
             if sigma[group] == 0.0:
                 break
@@ -232,23 +226,17 @@ def _not_numbers(frame, ring, count):
 
 
 @njit(cache=True, nogil=True)
-def _spread(values, levels, sign):
-    """For each power of two the least (sign 1) or greatest (-1) value of that many from each ring on."""
-    rings = values.size
+def spread(low, high, scratch):
+    """Prepare limits for `collect`: for each power of two the innermost limits of that many rings from each one on."""
+    lowest, highest, rings = scratch.lowest, scratch.highest, low.size
     for r in range(rings):
-        levels[0, r] = values[r]
-    for level in range(1, levels.shape[0]):
+        lowest[0, r], highest[0, r] = low[r], high[r]
+    for level in range(1, lowest.shape[0]):
         half = 1 << (level - 1)
         for r in range(rings):
-            one, other = levels[level - 1, r], levels[level - 1, min(r + half, rings - 1)]
-            levels[level, r] = min(one, other) if sign > 0 else max(one, other)
-
-
-@njit(cache=True, nogil=True)
-def spread(low, high, scratch):
-    """Prepare limits for `collect`."""
-    _spread(low, scratch.lowest, -1)
-    _spread(high, scratch.highest, 1)
+            other = min(r + half, rings - 1)
+            lowest[level, r] = max(lowest[level - 1, r], lowest[level - 1, other])
+            highest[level, r] = min(highest[level - 1, r], highest[level - 1, other])
 
 
 @njit(cache=True, nogil=True)
@@ -308,7 +296,8 @@ def collect(frame, rings, low, high, first_block, last_block, scratch, count):
 @njit(cache=True, nogil=True)
 def _within(frame, ring, low, high, scratch):
     """Sums of each ring of what lies within limits, one by one: where pixels are so high that others are lost."""
-    scratch.inside[:, :] = 0.0
+    for r in range(low.size):
+        scratch.inside[r, 0] = scratch.inside[r, 1] = scratch.inside[r, 2] = 0.0
     for i in range(frame.size):
         value, r = np.float64(frame[i]), ring[i]
         if r < low.size and value <= high[r] and value >= low[r]:
@@ -342,11 +331,13 @@ def _iterate(frame, ring, count, min_snr, threshold, found, scratch):
     """Mean, sigma and thresholds of each ring, and the innermost thresholds on the way."""
     inside, moments, least, done = scratch.inside, scratch.moments, scratch.least, scratch.done
     rings = done.size
-    done[:] = False
-    found.mean[:], found.sigma[:], found.low[:], found.high[:] = 0.0, 0.0, -math.inf, math.inf
-    least[0], least[1] = -math.inf, math.inf
+    for r in range(rings):
+        done[r] = False
+        found.mean[r], found.sigma[r], found.low[r], found.high[r] = 0.0, 0.0, -math.inf, math.inf
+        least[0, r], least[1, r] = -math.inf, math.inf
     for _ in range(ITERATIONS):
-        moments[:] = inside
+        for r in range(rings):
+            moments[r, 0], moments[r, 1], moments[r, 2] = inside[r, 0], inside[r, 1], inside[r, 2]
         for k in range(count):
             i = scratch.pixels[k]
             value, r = np.float64(frame[i]), ring[i]
@@ -367,22 +358,26 @@ def _iterate(frame, ring, count, min_snr, threshold, found, scratch):
 
 @njit(cache=True, nogil=True)
 def _drop_moved(ring, count, scratch):
-    """Mark the rings whose provisional limits were not inside of the thresholds, and take their pixels off the list."""
+    """Mark the rings whose provisional limits were not inside of the thresholds, and take their pixels off the list.
+
+    Whether there were such rings, and how many pixels are left in the list.
+    """
+    some, kept = False, 0
     for r in range(scratch.low.size):
         scratch.moved[r] = scratch.least[0, r] >= scratch.low[r] or scratch.least[1, r] <= scratch.high[r]
-    kept = 0
+        some |= scratch.moved[r]
     for k in range(count):
         if not scratch.moved[ring[scratch.pixels[k]]]:
             scratch.pixels[kept] = scratch.pixels[k]
             kept += 1
-    return kept
+    return some, kept
 
 
 @njit(cache=True, nogil=True)
 def _move(mean, scratch, everything):
     """Move the limits of marked rings inwards; only of these are pixels collected anew."""
-    scratch.moved_low[:], scratch.moved_high[:] = -math.inf, math.inf
     for r in range(mean.size):
+        scratch.moved_low[r], scratch.moved_high[r] = -math.inf, math.inf
         if scratch.moved[r]:
             if everything:
                 scratch.low[r], scratch.high[r] = math.inf, -math.inf
@@ -396,7 +391,7 @@ def _move(mean, scratch, everything):
 def _provisional(frame, rings, min_snr, threshold, scratch):
     """Limits of each ring from the sample of its group."""
     sampled(
-        frame, rings.coarse, rings.coarse_edge, min_snr, threshold, 3, scratch.values,
+        frame, rings.coarse, rings.coarse_edge, min_snr, threshold, FIRST, scratch.values,
         scratch.group.mean, scratch.group.sigma, scratch.group.low, scratch.group.high,
     )  # fmt: skip
     for r in range(scratch.low.size):
@@ -409,85 +404,18 @@ def _provisional(frame, rings, min_snr, threshold, scratch):
 
 
 @njit(cache=True, nogil=True)
-def begin(frame, rings, min_snr, threshold, scratch):
-    """Prepare for `add`: only pixels of the coarse sample need be there."""
+def take_in(frame, rings, min_snr, threshold, scratch):
+    """Add up the pixels of each ring, and list those that may be beyond its thresholds; how many are listed."""
     _provisional(frame, rings, min_snr, threshold, scratch)
     spread(scratch.low, scratch.high, scratch)
-    scratch.sums[:] = 0.0
-
-
-@njit(cache=True, nogil=True)
-def add(frame, rings, first, last, scratch, count):
-    """Take in pixels, whole blocks of them, but for the last; how many are listed then, of `count` before."""
-    accumulate(frame, rings.ring, first, last, scratch.sums)
-    return collect(frame, rings, scratch.low, scratch.high, first // BLOCK, -(-last // BLOCK), scratch, count)
-
-
-@njit(cache=True, nogil=True)
-def finish(frame, rings, min_snr, threshold, count, found, scratch):
-    """Statistics of all pixels, when all were taken in.
-
-    Parameters
-    ----------
-    frame : (n,) float32
-    rings : Rings
-    min_snr, threshold : float
-    count : int
-        Listed pixels.
-    found : Statistics
-        Out.
-    scratch : Scratch
-        Its first `pixels` are those above the threshold of their ring, ascending.
-
-    Returns
-    -------
-    int
-        How many pixels are.
-    """
-    ring, low, high = rings.ring, scratch.low, scratch.high
-    scratch.number[:-1] = rings.number
-    last = scratch.sums[0, -1].real + scratch.sums[1, -1].real
-    if not last - last == 0.0:
-        _not_numbers(frame, ring, scratch.number)
-    for attempt in range(RETRIES + 1):
-        _without(frame, ring, low, high, count, scratch)
-        _iterate(frame, ring, count, min_snr, threshold, found, scratch)
-        kept = _drop_moved(ring, count, scratch)
-        if kept == count and not scratch.moved.any():
-            break
-        _move(found.mean, scratch, attempt == RETRIES - 1)
-        spread(scratch.moved_low, scratch.moved_high, scratch)
-        blocks = rings.block_first.size
-        count = collect(frame, rings, scratch.moved_low, scratch.moved_high, 0, blocks, scratch, kept)
-    count = _above(frame, ring, count, found.high, scratch.pixels)
-    scratch.pixels[:count].sort()
-    return count
-
-
-@njit(cache=True, nogil=True)
-def full(frame, rings, min_snr, threshold, found, scratch):
-    """Statistics of all pixels of each ring; see `finish`."""
-    begin(frame, rings, min_snr, threshold, scratch)
-    count = 0
+    for r in range(scratch.sums.shape[1]):
+        scratch.sums[0, r] = scratch.sums[1, r] = 0.0
+    count = NONE
     for first in range(0, frame.size, STRETCH):
-        count = add(frame, rings, first, min(first + STRETCH, frame.size), scratch, count)
-    return finish(frame, rings, min_snr, threshold, count, found, scratch)
-
-
-@njit(cache=True, nogil=True)
-def of_samples(frame, rings, min_snr, threshold, found, scratch):
-    """Statistics of a sample of each ring; as `full`."""
-    sampled(
-        frame, rings.sample, rings.sample_edge, min_snr, threshold, ITERATIONS, scratch.values,
-        found.mean, found.sigma, found.low, found.high,
-    )  # fmt: skip
-    for r in range(scratch.low.size):
-        high = found.high[r]
-        scratch.low[r] = -math.inf
-        scratch.high[r] = high - 1e-6 * abs(high) if high < math.inf else math.inf  # not above it by rounding
-    spread(scratch.low, scratch.high, scratch)
-    count = collect(frame, rings, scratch.low, scratch.high, 0, rings.block_first.size, scratch, 0)
-    return _above(frame, rings.ring, count, found.high, scratch.pixels)
+        last = min(first + STRETCH, frame.size)
+        accumulate(frame, rings.ring, first, last, scratch.sums)
+        count = collect(frame, rings, scratch.low, scratch.high, first // BLOCK, -(-last // BLOCK), scratch, count)
+    return count
 
 
 @njit(cache=True, nogil=True)
@@ -500,3 +428,92 @@ def _above(frame, ring, count, high, pixels):
             pixels[kept] = i
             kept += 1
     return kept
+
+
+@njit(cache=True, nogil=True)
+def finish(frame, rings, min_snr, threshold, count, found, scratch):
+    """Statistics of all pixels of each ring, after `take_in`.
+
+    Parameters
+    ----------
+    frame : (n,) float32
+    rings : Rings
+    min_snr, threshold : float
+    count : int
+        Listed pixels.
+    found : Statistics
+        Out.
+    scratch : Scratch
+        Its first `pixels` are those above the threshold of their ring.
+
+    Returns
+    -------
+    int
+        How many pixels are.
+    """
+    ring, low, high = rings.ring, scratch.low, scratch.high
+    for r in range(rings.number.size):
+        scratch.number[r] = rings.number[r]
+    last = scratch.sums[0, -1].real + scratch.sums[1, -1].real
+    if not last - last == 0.0:
+        _not_numbers(frame, ring, scratch.number)
+    for attempt in range(RETRIES + 1):
+        _without(frame, ring, low, high, count, scratch)
+        _iterate(frame, ring, count, min_snr, threshold, found, scratch)
+        some, kept = _drop_moved(ring, count, scratch)
+        if not some:
+            break
+        _move(found.mean, scratch, attempt == RETRIES - 1)
+        spread(scratch.moved_low, scratch.moved_high, scratch)
+        blocks = rings.block_first.size
+        count = collect(frame, rings, scratch.moved_low, scratch.moved_high, NONE, blocks, scratch, kept)
+    return _above(frame, ring, count, found.high, scratch.pixels)
+
+
+@njit(cache=True, nogil=True)
+def _of_samples(frame, rings, min_snr, threshold, found, scratch):
+    """Statistics of a sample of each ring, and the pixels above its threshold; as `finish`."""
+    sampled(
+        frame, rings.sample, rings.sample_edge, min_snr, threshold, ITERATIONS, scratch.values,
+        found.mean, found.sigma, found.low, found.high,
+    )  # fmt: skip
+    for r in range(scratch.low.size):
+        high = found.high[r]
+        scratch.low[r] = -math.inf
+        scratch.high[r] = high - 1e-6 * abs(high) if high < math.inf else math.inf  # not above it by rounding
+    spread(scratch.low, scratch.high, scratch)
+    count = collect(frame, rings, scratch.low, scratch.high, NONE, rings.block_first.size, scratch, NONE)
+    return _above(frame, rings.ring, count, found.high, scratch.pixels)
+
+
+def full(frame: Array, rings: Rings, min_snr: float, threshold: float, found: Statistics, scratch: Scratch) -> int:
+    """Statistics of all pixels of each ring, and the pixels above their thresholds.
+
+    Parameters
+    ----------
+    frame : (n,) float32
+    rings : Rings
+    min_snr, threshold : float
+        Of whole numbers everything would be compiled once more.
+    found : Statistics
+        Out.
+    scratch : Scratch
+        Out: its first `pixels` are those above the threshold of their ring, ascending.
+
+    Returns
+    -------
+    int
+        How many pixels are.
+    """
+    listed = take_in(frame, rings, min_snr, threshold, scratch)
+    above: int = finish(frame, rings, min_snr, threshold, listed, found, scratch)
+    scratch.pixels[:above].sort()
+    return above
+
+
+def of_samples(
+    frame: Array, rings: Rings, min_snr: float, threshold: float, found: Statistics, scratch: Scratch
+) -> int:
+    """Statistics of a sample of each ring; as `full`."""
+    above: int = _of_samples(frame, rings, min_snr, threshold, found, scratch)
+    return above
