@@ -7,11 +7,14 @@ the spots are in the lattice than by chance; `kernels.indexing` has it, docs/cry
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .cell import Cell
+
+if TYPE_CHECKING:
+    from .kernels.indexing import Fit, Lattice, Spots
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -58,7 +61,7 @@ class Search:
             `count` (frames,); `member` (spots,); `star`, `shift`, `score`, `explained`, `error`, `excitation`
             (lattices, ...).
         """
-        from .kernels.indexing import index_frames
+        from .kernels.indexing import explained, prepare, take_away
 
         frames, shape = len(offset) - 1, (len(offset) - 1, self.lattices)
         made: dict[str, Array] = {
@@ -71,20 +74,76 @@ class Search:
             "error": np.zeros(shape),
             "excitation": np.zeros(shape),
         }
-        basis = self.cell.primitive
-        fold, both = axis_symmetry(self.cell)
+        q, cell = np.ascontiguousarray(q, np.float64), lattice_of(self.cell)
         # two spots of a lattice are never nearer than its shortest reciprocal vector
-        apart = min(0.004, 0.4 / float(np.linalg.norm(basis, axis=1).max()))
-        index_frames(
-            np.ascontiguousarray(q, np.float64), np.ascontiguousarray(offset, np.int64),
-            np.ascontiguousarray(wavelength, np.float64), basis, fold, both, *directions(),
-            self.fewest, self.threshold, self.rest, apart, *made.values(),
-        )  # fmt: skip
+        apart = min(0.004, 0.4 / float(np.linalg.norm(self.cell.primitive, axis=1).max()))
+        spots, best, one = _room(int(np.diff(offset).max(initial=0)))
+        for frame, (first, last) in enumerate(pairwise(np.asarray(offset).tolist())):
+            if last - first < self.fewest:
+                continue
+            n = prepare(q[first:last], float(wavelength[frame]), apart, spots)
+            for lattice in range(self.lattices):
+                if n < self.fewest or (score := _search(spots, n, cell, one, best)) < self.threshold:
+                    break
+                members, excitation, rest = explained(spots, n, cell, best)
+                if members < self.fewest or rest < self.rest:
+                    break
+                n = take_away(spots, n, lattice, made["member"][first:last])
+                told = {
+                    "star": best.star, "shift": best.shift, "score": score, "explained": members,
+                    "error": best.errors[0], "excitation": excitation,
+                }  # fmt: skip
+                for name, value in told.items():
+                    made[name][frame, lattice] = value
+                made["count"][frame] = lattice + 1
         there = np.arange(self.lattices) < made["count"][:, None]
         flat = {name: made[name][there] for name in ("star", "shift", "score", "explained", "error", "excitation")}
         # of the reduced lattice, to that of the cell as it was given
         flat["star"] = np.swapaxes(self.cell.to_primitive, 0, 1) @ flat["star"]
         return {"count": made["count"], "member": made["member"], **flat}
+
+
+def lattice_of(cell: Cell) -> "Lattice":
+    """A cell's primitive lattice, as the search takes it."""
+    from .kernels.indexing import Lattice
+
+    a, b, c = basis = cell.primitive
+    length = float(np.linalg.norm(a))
+    one = a / length
+    two = b - (b @ one) * one
+    two /= np.linalg.norm(two)
+    frame = np.array([one, two, np.cross(one, two)])
+    second, third = frame @ b, frame @ c
+    widest = max(float(np.linalg.norm(axis[1:])) for axis in (second, third))
+    volume = 1.0 / abs(float(np.linalg.det(basis)))
+    reciprocal = np.ascontiguousarray(np.linalg.inv(basis).T)
+    return Lattice(reciprocal, basis @ basis.T, frame, second, third, length, widest, volume, *axis_symmetry(cell))
+
+
+def _room(most: int) -> "tuple[Spots, Fit, Fit]":
+    """Room for the spots of a frame, and two lattices."""
+    from .kernels.indexing import Fit, Spots
+
+    spots = Spots(
+        np.empty(most, np.int64), np.empty((most, 3)), np.empty((most, 3)), np.empty(most),
+        np.empty((most, 3), np.int64), np.empty((most, 2)), np.empty(most), np.empty(most),
+    )  # fmt: skip
+    best, one = (Fit(np.empty((3, 3)), np.empty(2), np.empty(6), np.empty(3), np.empty((3, 3))) for _ in range(2))
+    return spots, best, one
+
+
+def _search(spots: "Spots", n: int, cell: "Lattice", one: "Fit", best: "Fit") -> float:
+    """Find the lattice that explains the first `n` spots best, into `best`; its evidence, endless below 0 for none."""
+    from .kernels.indexing import EFFORTS, SURE, candidates, fit_best, settle
+
+    most = -np.inf
+    for effort in EFFORTS:
+        fitted = np.empty((effort[2], 3, 3))
+        many = candidates(spots, n, cell, *directions(), effort, fitted)
+        most = fit_best(spots, n, cell, fitted, min(many, effort[3]), most, one, best)
+        if most > SURE:
+            break
+    return most if most == -np.inf else float(settle(spots, n, cell, most, one, best))
 
 
 def axis_symmetry(cell: Cell) -> tuple[int, bool]:

@@ -1,6 +1,7 @@
-"""Index the spots of many frames by a known lattice."""
+"""The steps of indexing a frame's spots by a known lattice, which `sfx.lattice` takes one after the other."""
 
 import math
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -11,7 +12,6 @@ from .lattice import (
     assign,
     crowding,
     evidence,
-    inverse,
     once_each,
     penalty,
     ratio,
@@ -21,7 +21,10 @@ from .lattice import (
     turn,
     without_rows,
 )
+from .order import by_size
 from .search import find_axes, find_turns
+
+Array = np.ndarray[Any, np.dtype[Any]]
 
 #: Spots that the search takes, those of lowest angle, and the angles that are kept of each axis.
 SEARCHED, TURNS = 40, 2
@@ -39,26 +42,113 @@ METRIC = 0.05
 #: Rotations across the beam [rad] that a lattice of few spots is fitted anew from.
 ASIDE = ((0.01, 0.0), (-0.01, 0.0), (0.0, 0.01), (0.0, -0.01))
 #: Rows of the lattice that it must be told without.
-ROWS = 2
+ROWS = np.int64(2)
+
+
+class Lattice(NamedTuple):
+    """A known lattice, as the search takes it: its primitive axes a, b, c, the shortest first.
+
+    Attributes
+    ----------
+    reciprocal : (3, 3) float64
+        Rows a*, b*, c* [1/Angstrom].
+    metric : (3, 3) float64
+        Dot products of the axes [Angstrom^2].
+    frame : (3, 3) float64
+        Rows: the direction of a, and two across it.
+    second, third : (3,) float64
+        b and c in that frame [Angstrom].
+    length, widest, volume : float
+        Of a, of what of b or c is across it [Angstrom], and of the reciprocal cell [1/Angstrom^3].
+    fold, both : int, bool
+        Of the rotations about a, how many leave the lattice as it is, and whether none reverses it.
+    """
+
+    reciprocal: Array
+    metric: Array
+    frame: Array
+    second: Array
+    third: Array
+    length: float
+    widest: float
+    volume: float
+    fold: int
+    both: bool
+
+
+class Spots(NamedTuple):
+    """Spots of a frame by rising angle, and where they are in a lattice.
+
+    Attributes
+    ----------
+    keep : (n,) int64
+        Their places among the frame's.
+    q, beam : (n, 3) float64
+        Scattering vectors [1/Angstrom], and directions of the scattered beams.
+    crowd : (n,) float64
+        See `lattice.crowding`.
+    hkl, misses : (n, 3) int64, (n, 2) float64
+        See `lattice.assign`.
+    gains : (n,) float64
+        What each gives to the evidence.
+    keys : (n,) float64
+        Scratch.
+    """
+
+    keep: Array
+    q: Array
+    beam: Array
+    crowd: Array
+    hkl: Array
+    misses: Array
+    gains: Array
+    keys: Array
+
+
+class Fit(NamedTuple):
+    """A lattice in a frame.
+
+    Attributes
+    ----------
+    star : (3, 3) float64
+        Rows a*, b*, c* [1/Angstrom].
+    shift : (2,) float64
+        Of the centre [1/Angstrom].
+    strain : (6,) float64
+        Since the known cell; see `lattice.refine`.
+    errors : (3,) float64
+        See `lattice.evidence`.
+    work : (3, 3) float64
+        Scratch.
+    """
+
+    star: Array
+    shift: Array
+    strain: Array
+    errors: Array
+    work: Array
 
 
 @njit(cache=True, nogil=True)
-def nearest_apart(q, keep, apart):
-    """Sort spots by angle, and leave one of those that are nearer to each other than `apart`; how many.
+def _copy(fit, to):
+    for i in range(3):
+        to.errors[i] = fit.errors[i]
+        for j in range(3):
+            to.star[i, j] = fit.star[i, j]
+    for i in range(6):
+        to.strain[i] = fit.strain[i]
+    to.shift[0], to.shift[1] = fit.shift[0], fit.shift[1]
 
-    Parameters
-    ----------
-    q : (n, 3) float64
-    keep : (n,) int64
-        Out: places in `q`.
-    apart : float
-    """
-    size = np.empty(len(q))
+
+@njit(cache=True, nogil=True)
+def _nearest_apart(q, apart, size, order, keep):
+    """Sort spots by angle, and leave one of those that are nearer to each other than `apart`; how many."""
     for i in range(len(q)):
         size[i] = math.sqrt(q[i, 0] ** 2 + q[i, 1] ** 2 + q[i, 2] ** 2)
-    order = np.argsort(size)
+    by_size(size, len(q), order)
     found = 0
-    for i in order:
+    for place in range(len(q)):
+        i = order[place]
         fine = size[i] > 0.0
         for back in range(found - 1, -1, -1):
             j = keep[back]
@@ -74,16 +164,61 @@ def nearest_apart(q, keep, apart):
 
 
 @njit(cache=True, nogil=True)
-def _search(spots, some, basis, fold, both, tables, edges, effort):
-    """Lattices that may be that of the first `some` spots, best first; see `find_lattice`, and `EFFORTS`."""
+def prepare(q, wavelength, apart, spots):
+    """Sort a frame's spots, and leave one of those that are nearer to each other than `apart`; how many.
+
+    Parameters
+    ----------
+    q : (n, 3) float64
+        Scattering vectors [1/Angstrom]; the beam runs along z.
+    wavelength : float
+        In Angstrom; 0 for spots that lie on no Ewald sphere.
+    apart : float
+        [1/Angstrom]
+    spots : Spots
+        Out: `keep`, `q`, `beam`, `crowd`.
+    """
+    order = np.empty(len(q), np.int64)
+    n = _nearest_apart(q, apart, spots.gains, order, spots.keep)
+    size = spots.keys
+    for i in range(n):
+        x, y, z = q[spots.keep[i], 0], q[spots.keep[i], 1], q[spots.keep[i], 2]
+        size[i] = math.sqrt(x * x + y * y + z * z)
+        spots.q[i, 0], spots.q[i, 1], spots.q[i, 2] = x, y, z
+        if wavelength > 0:
+            z += 1.0 / wavelength
+            length = math.sqrt(x * x + y * y + z * z)
+            spots.beam[i, 0], spots.beam[i, 1], spots.beam[i, 2] = x / length, y / length, z / length
+        else:
+            spots.beam[i, 0], spots.beam[i, 1], spots.beam[i, 2] = 0.0, 0.0, 1.0
+    crowding(size, n, spots.crowd)
+    return n
+
+
+@njit(cache=True, nogil=True)
+def candidates(spots, n, cell, tables, edges, effort, fitted):
+    """Lattices that may be that of the spots of lowest angle, best first; how many.
+
+    Parameters
+    ----------
+    spots : Spots
+    n : int
+        How many there are.
+    cell : Lattice
+    tables, edges : (3 total,) float32, (levels + 1,) int64
+        Directions of half a sphere, ever more of them: of each level all x, all y, all z.
+    effort : (int, int, int, int)
+        One of `EFFORTS`.
+    fitted : (>= effort[2], 3, 3) float64
+        Out: a*, b*, c* as rows.
+    """
     polished, kept, fits, _ = effort
+    some = min(n, SEARCHED)
     q = np.empty((3, some), np.float32)
     for i in range(some):
-        for k in range(3):
-            q[k, i] = spots[i, k]
-    reach = math.sqrt((spots[some - 1] ** 2).sum())
-    length = math.sqrt((basis[0] ** 2).sum())
-    step = STEP / (length * reach)
+        q[0, i], q[1, i], q[2, i] = spots.q[i, 0], spots.q[i, 1], spots.q[i, 2]
+    reach = math.sqrt(spots.q[some - 1, 0] ** 2 + spots.q[some - 1, 1] ** 2 + spots.q[some - 1, 2] ** 2)
+    step = STEP / (cell.length * reach)
     level = 0
     # half a sphere of m directions has them sqrt(2 pi / m) apart
     while level < len(edges) - 2 and 2 * math.pi / (edges[level + 1] - edges[level]) > step * step:
@@ -95,31 +230,35 @@ def _search(spots, some, basis, fold, both, tables, edges, effort):
         tables[first + 2 * many : first + 3 * many],
     )
     axes = np.empty((kept, 3))
-    count = find_axes(x, y, z, q, length, AXIS_WIDTH, step, np.empty(polished, np.int64), np.empty((polished, 4)), axes)
+    count = find_axes(x, y, z, q, cell.length, AXIS_WIDTH, step, polished, axes)
 
-    widest = 0.0
-    for k in range(1, 3):
-        along = (basis[k] * basis[0]).sum() / length
-        widest = max(widest, math.sqrt(max(0.0, (basis[k] ** 2).sum() - along * along)))
-    turns = max(8, math.ceil(2 * math.pi / fold * widest * reach / STEP))
+    turns = max(8, math.ceil(2 * math.pi / cell.fold * cell.widest * reach / STEP))
     cos, sin = np.empty(turns, np.float32), np.empty(turns, np.float32)
     for k in range(turns):
-        cos[k], sin[k] = math.cos(2 * math.pi / fold * k / turns), math.sin(2 * math.pi / fold * k / turns)
-    found = np.empty((2 * TURNS * kept, 10))
-    turned = find_turns(axes, count, basis, both, cos, sin, q, TURN_WIDTH, np.empty(turns, np.float32), found, TURNS)
+        cos[k], sin[k] = math.cos(2 * math.pi / cell.fold * k / turns), math.sin(2 * math.pi / cell.fold * k / turns)
+    most = 2 * TURNS * kept
+    value, found, order = np.empty(most), np.empty((most, 3, 3)), np.empty(most, np.int64)
+    turned = find_turns(axes, count, cell, cos, sin, q, TURN_WIDTH, value, found, TURNS)
 
-    work = np.empty((3, 3))
-    inverse(basis, work)
-    reciprocal = np.ascontiguousarray(work.T)
-    order = np.argsort(found[:turned, 0])[:fits]
-    fitted, scores = np.empty((len(order), 3, 3)), np.empty(len(order))
-    for c in range(len(order)):
-        rotation = found[order[c], 1:].copy().reshape(3, 3)
-        fitted[c] = reciprocal @ np.ascontiguousarray(rotation.T)
-        turn(spots, some, fitted[c], work, 0.45)
-        turn(spots, some, fitted[c], work, 0.35)
-        scores[c] = -turn(spots, some, fitted[c], work, 0.25)
-    return fitted[np.argsort(scores)]
+    by_size(value, turned, order)
+    fits = min(fits, turned)
+    work, turned_to, value = np.empty((3, 3)), np.empty((fits, 3, 3)), np.empty(fits)
+    for c in range(fits):
+        rotation, star = found[order[c]], turned_to[c]
+        for i in range(3):
+            for j in range(3):
+                star[i, j] = 0.0
+                for k in range(3):
+                    star[i, j] += cell.reciprocal[i, k] * rotation[j, k]
+        turn(spots.q, some, star, work, 0.45)
+        turn(spots.q, some, star, work, 0.35)
+        value[c] = -turn(spots.q, some, star, work, 0.25)
+    by_size(value, fits, order)
+    for c in range(fits):
+        for i in range(3):
+            for j in range(3):
+                fitted[c, i, j] = turned_to[order[c], i, j]
+    return fits
 
 
 @njit(cache=True, nogil=True)
@@ -135,171 +274,126 @@ def _grow(spots, some, n, star, work):
 
 
 @njit(cache=True, nogil=True)
-def _fit(spots, beams, crowd, n, star, shift, strain, told, cell, metric, work, hkl, misses, keys):
+def _fit(spots, n, cell, one):
     """Fit a lattice to all spots, in place; its evidence, without end below 0 where it became another one."""
     for across in (ACROSS[4], ACROSS[2]):
-        refine(spots, beams, n, star, shift, strain, across, 0.5, max(ALONG, across), cell, work, hkl, misses)
-    if not same_metric(star, metric, METRIC, work):
-        return -np.inf
-    assign(spots, beams, n, star, shift, work, hkl, misses)
-    once_each(n, hkl, misses, keys)
-    return evidence(n, misses, crowd, cell, told) - penalty(strain, shift)
+        refine(spots.q, spots.beam, n, one.star, one.shift, one.strain, across, 0.5, max(ALONG, across), cell.volume,
+               one.work, spots.hkl, spots.misses)  # fmt: skip
+    if not same_metric(one.star, cell.metric, METRIC, one.work):
+        return -math.inf
+    return _judge(spots, n, cell, one)
 
 
 @njit(cache=True, nogil=True)
-def find_lattice(spots, beams, crowd, n, basis, fold, both, tables, edges, star, shift, told, hkl, misses):
-    """The lattice that explains the spots best.
+def _place(spots, n, one):
+    """Indices and misses of the spots in a lattice."""
+    assign(spots.q, spots.beam, n, one.star, one.shift, one.work, spots.hkl, spots.misses)
+    once_each(n, spots.hkl, spots.misses, spots.keys)
+
+
+@njit(cache=True, nogil=True)
+def _judge(spots, n, cell, one):
+    """The evidence of a lattice."""
+    _place(spots, n, one)
+    return evidence(n, spots.misses, spots.crowd, cell.volume, one.errors) - penalty(one.strain, one.shift)
+
+
+@njit(cache=True, nogil=True)
+def fit_best(spots, n, cell, fitted, many, most, one, best):
+    """Fit lattices to all spots; the highest evidence, which was `most` before.
 
     Parameters
     ----------
-    spots, beams : (>= n, 3) float64
-        By rising angle.
-    crowd : (>= n,) float64
-        See `lattice.crowding`.
-    basis : (3, 3) float64
-        Axes a, b, c of the primitive lattice as rows, the shortest first [Angstrom].
-    fold, both : int, bool
-        Of the rotations about the first axis, how many leave the lattice as it is, and whether none reverses it.
-    tables, edges : (3 total,) float32, (levels + 1,) int64
-        Directions of half a sphere, ever more of them: of each level all x, all y, all z.
-    star, shift : (3, 3), (2,) float64
-        Out: the lattice, and the shift of the centre [1/Angstrom].
-    told : (3,) float64
-        Out: see `evidence`.
-    hkl, misses : (>= n, 3) int64, (>= n, 2) float64
-        Out: see `assign`.
-
-    Returns
-    -------
-    float
-        The evidence; without end below 0 where there is none.
+    spots : Spots
+    n : int
+    cell : Lattice
+    fitted, many : (>= many, 3, 3) float64, int
+        See `candidates`.
+    most : float
+    one : Fit
+        Scratch.
+    best : Fit
+        Out, where one is better than `most`.
     """
-    some = min(n, SEARCHED)
-    work, one, moved, strain, guess = np.empty((3, 3)), np.empty((3, 3)), np.empty(2), np.empty(6), np.empty(3)
-    kept, keys = np.zeros(6), np.empty(n, np.int64)
-    cell = abs(1.0 / (basis[0] * np.cross(basis[1], basis[2])).sum())
-    metric = basis @ np.ascontiguousarray(basis.T)
-    most = -np.inf
-    for effort in EFFORTS:
-        fitted = _search(spots, some, basis, fold, both, tables, edges, effort)
-        for c in range(min(len(fitted), effort[3])):
-            one[:] = fitted[c]
-            moved[:] = 0.0
-            strain[:] = 0.0
-            _grow(spots, some, n, one, work)
-            value = _fit(spots, beams, crowd, n, one, moved, strain, guess, cell, metric, work, hkl, misses, keys)
-            if value > most:
-                most, star[:], shift[:], told[:], kept[:] = value, one, moved, guess, strain
-            if most > SURE:
-                break
+    for c in range(many):
+        for i in range(3):
+            for j in range(3):
+                one.star[i, j] = fitted[c, i, j]
+        for i in range(6):
+            one.strain[i] = 0.0
+        one.shift[0] = one.shift[1] = 0.0
+        _grow(spots.q, min(n, SEARCHED), n, one.star, one.work)
+        value = _fit(spots, n, cell, one)
+        if value > most:
+            most = value
+            _copy(one, best)
         if most > SURE:
             break
-    if most == -np.inf:
-        return most
-    if most < SURE:
-        # few spots: with a wrong one more and a right one less, the fit may have ended beside the best
-        for aside in ASIDE:
-            one[:], moved[:], strain[:] = star, shift, kept
-            rotate(one, aside[0], aside[1], 0.0)
-            value = _fit(spots, beams, crowd, n, one, moved, strain, guess, cell, metric, work, hkl, misses, keys)
-            if value > most:
-                most, star[:], shift[:], told[:], kept[:] = value, one, moved, guess, strain
-    one[:], moved[:], guess[:] = star, shift, told
-    for _ in range(3):
-        refine(spots, beams, n, one, moved, kept, told[0], told[1], told[2], cell, work, hkl, misses)
-    assign(spots, beams, n, one, moved, work, hkl, misses)
-    once_each(n, hkl, misses, keys)
-    value = evidence(n, misses, crowd, cell, guess) - penalty(kept, moved)
-    if value >= most and same_metric(one, metric, METRIC, work):
-        star[:], shift[:], told[:] = one, moved, guess
-        return value
-    assign(spots, beams, n, star, shift, work, hkl, misses)
-    once_each(n, hkl, misses, keys)
     return most
 
 
 @njit(cache=True, nogil=True)
-def index_frames(
-    q, offset, wavelength, basis, fold, both, tables, edges, fewest, threshold, rest, apart,
-    count, star, shift, score, explained, crystal, error, excitation
-):  # fmt: skip
-    """Index frames one after the other.
+def settle(spots, n, cell, most, one, best):
+    """Fit the best lattice until nothing changes; its evidence, and into `spots` their indices and misses.
 
     Parameters
     ----------
-    q : (spots, 3) float64
-        Scattering vectors [1/Angstrom]; the beam runs along z.
-    offset : (frames + 1,) int64
-        Spots of each frame.
-    wavelength : (frames,) float64
-        In Angstrom; 0 for spots that lie on no Ewald sphere.
-    basis, fold, both, tables, edges
-        See `find_lattice`.
-    fewest : int
-        Fewest spots that a lattice explains.
-    threshold, rest : float
-        Least evidence of a lattice, of all spots and without those of its two strongest rows.
-    apart : float
-        Spots nearer to each other than this are one [1/Angstrom].
-    count : (frames,) int32
-        Out: lattices of each frame.
-    star, shift, score, explained, error, excitation : (frames, most, ...)
-        Out: of each lattice; the last is the root mean square distance of its spots' nodes from the Ewald sphere.
-    crystal : (spots,) int8
-        Out: the lattice that explains each spot, -1 for none.
+    spots, n, cell, most, one, best
+        See `fit_best`.
     """
-    most = star.shape[1]
-    told = np.empty(3)
-    cell = abs(1.0 / (basis[0] * np.cross(basis[1], basis[2])).sum())
-    for frame in range(len(count)):
-        count[frame] = 0
-        first, last = offset[frame], offset[frame + 1]
-        crystal[first:last] = -1
-        if last - first < fewest:
+    if most < SURE:
+        # few spots: with a wrong one more and a right one less, the fit may have ended beside the best
+        for aside in ASIDE:
+            _copy(best, one)
+            rotate(one.star, aside[0], aside[1], 0.0)
+            value = _fit(spots, n, cell, one)
+            if value > most:
+                most = value
+                _copy(one, best)
+    _copy(best, one)
+    across, share, along = best.errors[0], best.errors[1], best.errors[2]
+    for _ in range(3):
+        refine(spots.q, spots.beam, n, one.star, one.shift, one.strain, across, share, along, cell.volume, one.work,
+               spots.hkl, spots.misses)  # fmt: skip
+    value = _judge(spots, n, cell, one)
+    if value >= most and same_metric(one.star, cell.metric, METRIC, one.work):
+        _copy(one, best)
+        return value
+    _place(spots, n, best)
+    return most
+
+
+@njit(cache=True, nogil=True)
+def explained(spots, n, cell, best):
+    """Which spots the lattice explains: those whose ``spots.gains`` is above 0.
+
+    How many they are, the root mean square of their misses along the beam, and what is left of the evidence without the
+    lattice's strongest rows.
+    """
+    members, square, gains = 0, 0.0, np.empty(n)
+    for i in range(n):
+        r = ratio(spots.misses[i, 0], spots.misses[i, 1], best.errors[0], best.errors[2], cell.volume) / spots.crowd[i]
+        gains[i] = spots.gains[i] = math.log(1.0 + best.errors[1] * (r - 1.0))
+        if spots.gains[i] > 0.0:
+            members += 1
+            square += spots.misses[i, 1] ** 2
+    rest = without_rows(n, spots.hkl, gains, ROWS, spots.keys)
+    return members, math.sqrt(square / max(members, 1)), rest
+
+
+@njit(cache=True, nogil=True)
+def take_away(spots, n, lattice, member):
+    """Take the spots that a lattice explains from those there are; how many are left.
+
+    ``member`` (n,) int8, of all the frame's spots, gets the lattice's number.
+    """
+    left = 0
+    for i in range(n):
+        if spots.gains[i] > 0.0:
+            member[spots.keep[i]] = lattice
             continue
-        own = q[first:last]
-        keep = np.empty(last - first, np.int64)
-        n = nearest_apart(own, keep, apart)
-        spots, beams = np.empty((n, 3)), np.zeros((n, 3))
-        for i in range(n):
-            spots[i] = own[keep[i]]
-            beams[i, 2] = 1.0
-            if wavelength[frame] > 0:
-                beams[i] = spots[i]
-                beams[i, 2] += 1.0 / wavelength[frame]
-                beams[i] /= math.sqrt((beams[i] ** 2).sum())
-        crowd, size = np.empty(n), np.sqrt((spots**2).sum(axis=1))
-        crowding(size, n, crowd)
-        hkl, misses = np.empty((n, 3), np.int64), np.empty((n, 2))
-        gains, keys = np.empty(n), np.empty(n, np.int64)
-        for lattice in range(most):
-            if n < fewest:
-                break
-            value = find_lattice(
-                spots, beams, crowd, n, basis, fold, both, tables, edges,
-                star[frame, lattice], shift[frame, lattice], told, hkl, misses,
-            )  # fmt: skip
-            if value < threshold:
-                break
-            members = 0
-            square = 0.0
-            for i in range(n):
-                r = ratio(misses[i, 0], misses[i, 1], told[0], told[2], cell) / crowd[i]
-                gains[i] = math.log(1.0 + told[1] * (r - 1.0))
-                if gains[i] > 0.0:
-                    members += 1
-                    square += misses[i, 1] ** 2
-            left = 0
-            kept = gains.copy()
-            if members < fewest or without_rows(n, hkl, gains, ROWS, keys) < rest:
-                break
-            for i in range(n):
-                if kept[i] > 0.0:
-                    crystal[first + keep[i]] = lattice
-                else:
-                    keep[left], spots[left], beams[left], crowd[left] = keep[i], spots[i], beams[i], crowd[i]
-                    left += 1
-            score[frame, lattice], explained[frame, lattice], error[frame, lattice] = value, members, told[0]
-            excitation[frame, lattice] = math.sqrt(square / members)
-            count[frame] = lattice + 1
-            n = left
+        spots.keep[left], spots.crowd[left] = spots.keep[i], spots.crowd[i]
+        for k in range(3):
+            spots.q[left, k], spots.beam[left, k] = spots.q[i, k], spots.beam[i, k]
+        left += 1
+    return left

@@ -10,6 +10,8 @@ import math
 import numpy as np
 from numba import njit
 
+from .order import by_size
+
 #: Errors of a spot across its beam [1/Angstrom], and shares of spots in the lattice, that are tried.
 ACROSS = (0.25e-3, 0.4e-3, 0.65e-3, 1.0e-3, 1.6e-3)
 SHARES = (0.3, 0.6, 0.85)
@@ -144,9 +146,10 @@ def assign(spots, beams, n, star, shift, work, hkl, misses):
 @njit(cache=True, nogil=True)
 def once_each(n, hkl, misses, keys):
     """Leave of spots with the same indices the nearest one."""
+    order = np.empty(n, np.int64)
     for i in range(n):
         keys[i] = ((hkl[i, 0] + 2048) << 24) | ((hkl[i, 1] + 2048) << 12) | (hkl[i, 2] + 2048)
-    order = np.argsort(keys[:n])
+    by_size(keys, n, order)
     first = 0
     for at in range(1, n + 1):
         if at < n and keys[order[at]] == keys[order[first]]:
@@ -373,7 +376,7 @@ def _gcd(a, b):
 
 
 @njit(cache=True, nogil=True)
-def without_rows(n, hkl, gains, rows, keys):
+def without_rows(n, hkl, gains, rows, sums):
     """The evidence that is left without the rows of the lattice that give most of it.
 
     Spots at equal distances along a line, as a detector's fault or ice makes, are a row of very many lattices; in a
@@ -386,20 +389,26 @@ def without_rows(n, hkl, gains, rows, keys):
         Evidence of each spot; out: 0 of those in the rows.
     rows : int
         How many rows are taken away.
+    sums : (>= n,) float64
+        Scratch.
 
     Returns
     -------
     float
     """
-    members = np.nonzero(gains[:n] > 1.0)[0]
-    total = gains[:n].sum()
+    members, order = np.empty(n, np.int64), np.empty(n, np.int64)
+    total = 0.0
+    for i in range(n):
+        total += gains[i]
     for _ in range(rows):
-        members = members[gains[members] > 0.0]
-        m = len(members)
+        m = 0
+        for i in range(n):
+            if gains[i] > 1.0:
+                members[m] = i
+                m += 1
         if m < 3:
             break
-        best, best_from, best_key = 0.0, -1, np.int64(0)
-        sums = keys[:m]
+        best, best_from, best_key = 0.0, -1, 0.0
         for start in range(0, m, max(1, m // 24)):
             i = members[start]
             for t in range(m):
@@ -407,13 +416,13 @@ def without_rows(n, hkl, gains, rows, keys):
                 a, b, c = hkl[j, 0] - hkl[i, 0], hkl[j, 1] - hkl[i, 1], hkl[j, 2] - hkl[i, 2]
                 g = _gcd(_gcd(abs(a), abs(b)), abs(c))
                 if g == 0:
-                    sums[t] = -1
+                    sums[t] = -1.0
                     continue
                 a, b, c = a // g, b // g, c // g
                 if a < 0 or (a == 0 and (b < 0 or (b == 0 and c < 0))):
                     a, b, c = -a, -b, -c
                 sums[t] = ((a + 4096) << 26) | ((b + 4096) << 13) | (c + 4096)
-            order = np.argsort(sums)
+            by_size(sums, m, order)
             run, length = 0.0, 0
             for at in range(m):
                 t = order[at]
@@ -427,8 +436,10 @@ def without_rows(n, hkl, gains, rows, keys):
                     best, best_from, best_key = run, i, sums[t]
         if best_from < 0:
             break
-        a, b, c = (best_key >> 26) - 4096, ((best_key >> 13) & 8191) - 4096, (best_key & 8191) - 4096
-        for j in members:
+        key = int(best_key)
+        a, b, c = (key >> 26) - 4096, ((key >> 13) & 8191) - 4096, (key & 8191) - 4096
+        for t in range(m):
+            j = members[t]
             d, e, f = hkl[j, 0] - hkl[best_from, 0], hkl[j, 1] - hkl[best_from, 1], hkl[j, 2] - hkl[best_from, 2]
             if b * f == c * e and c * d == a * f and a * e == b * d:
                 total -= gains[j]

@@ -10,6 +10,8 @@ import math
 import numpy as np
 from numba import njit
 
+from .order import by_size
+
 #: The search takes these: fastmath without the assumption that there are no NaN.
 _LOOSE = {"contract", "reassoc", "nsz", "arcp"}
 
@@ -45,9 +47,11 @@ def best_of(score, most, chosen):
     """Write the places of about `most` highest scores, not in order; how many they are."""
     bins = 512
     count = np.zeros(bins, np.int64)
-    top = score.max()
+    top = np.float32(0)
+    for k in range(score.size):
+        top = max(top, score[k])
     if top <= 0:
-        return 0
+        return np.int64(0)
     scale = (bins - 1) / top
     for k in range(score.size):
         count[int(score[k] * scale)] += 1
@@ -96,16 +100,16 @@ def polish_axis(u, q, length, width):
         bb += 1e-3
         det = aa * bb - ab * ab
         da, db = (bb * ra - ab * rb) / det, (aa * rb - ab * ra) / det
-        for k in range(3):
-            u[k] += da * (e0, e1, e2)[k] + db * (g0, g1, g2)[k]
+        u[0] += da * e0 + db * g0
+        u[1] += da * e1 + db * g1
+        u[2] += da * e2 + db * g2
         s = 1.0 / math.sqrt(u[0] * u[0] + u[1] * u[1] + u[2] * u[2])
-        for k in range(3):
-            u[k] *= s
+        u[0], u[1], u[2] = u[0] * s, u[1] * s, u[2] * s
     return score
 
 
 @njit(cache=True, nogil=True)
-def find_axes(x, y, z, q, length, width, step, chosen, tried, axes):
+def find_axes(x, y, z, q, length, width, step, tries, axes):
     """The best directions of an axis, no two nearer than half a step; how many.
 
     Parameters
@@ -114,22 +118,24 @@ def find_axes(x, y, z, q, length, width, step, chosen, tried, axes):
         Directions of half a sphere, `step` [rad] apart.
     q : (3, n) float32
     length, width, step : float
-    chosen, tried : (tries,) int64, (tries, 4) float64
-        Work space for those that are polished.
+    tries : int
+        How many are polished.
     axes : (most, 3) float64
         Out, best first.
     """
-    score = np.empty(x.size, np.float32)
+    score, chosen = np.empty(x.size, np.float32), np.empty(tries, np.int64)
     axis_scores(x, y, z, q, np.float32(length), np.float32(width), score)
-    found = best_of(score, len(chosen), chosen)
+    found = best_of(score, tries, chosen)
+    tried, value, order = np.empty((tries, 3)), np.empty(tries), np.empty(tries, np.int64)
     for i in range(found):
         k = chosen[i]
         tried[i, 0], tried[i, 1], tried[i, 2] = x[k], y[k], z[k]
-        tried[i, 3] = -polish_axis(tried[i, :3], q, length, width)
-    order = np.argsort(tried[:found, 3])
+        value[i] = -polish_axis(tried[i], q, length, width)
+    by_size(value, found, order)
     near = math.cos(0.5 * step)
     count = 0
-    for i in order:
+    for place in range(found):
+        i = order[place]
         again = False
         for k in range(count):
             dot = axes[k, 0] * tried[i, 0] + axes[k, 1] * tried[i, 1] + axes[k, 2] * tried[i, 2]
@@ -137,7 +143,7 @@ def find_axes(x, y, z, q, length, width, step, chosen, tried, axes):
                 again = True
                 break
         if not again:
-            axes[count] = tried[i, :3]
+            axes[count, 0], axes[count, 1], axes[count, 2] = tried[i, 0], tried[i, 1], tried[i, 2]
             count += 1
             if count == len(axes):
                 break
@@ -187,23 +193,20 @@ def turn_scores(u, v, w, across, b, c, cos, sin, q, length, width, score):
 
 
 @njit(cache=True, nogil=True)
-def find_turns(axes, count, basis, both, cos, sin, q, width, score, found, keep):
+def find_turns(axes, count, cell, cos, sin, q, width, value, found, keep):
     """The best angles about each of the axes.
 
     Parameters
     ----------
     axes : (most, 3) float64
         Of which there are `count`.
-    basis : (3, 3) float64
-        The lattice's axes as rows; the first is the one that was looked for.
-    both : bool
-        Whether the other sense of the axis is another lattice.
+    cell : Lattice
+        The first of its axes is the one that was looked for.
     cos, sin : (m,) float32
     q : (3, n) float32
     width : float
-    score : (m,) float32
-    found : (capacity, 10) float64
-        Out: minus the score, and the rotation from the frame of `basis` to that of `q`.
+    value, found : (capacity,), (capacity, 3, 3) float64
+        Out: minus the score, and the rotation from the frame of the lattice to that of `q`.
     keep : int
         Angles of each axis and sense.
 
@@ -212,33 +215,35 @@ def find_turns(axes, count, basis, both, cos, sin, q, width, score, found, keep)
     int
         How many.
     """
-    length = math.sqrt((basis[0] ** 2).sum())
-    e0 = basis[0] / length
-    e1 = basis[1] - (basis[1] * e0).sum() * e0
-    e1 /= math.sqrt((e1**2).sum())
-    e2 = np.cross(e0, e1)
-    b = np.array([(basis[1] * e0).sum(), (basis[1] * e1).sum(), (basis[1] * e2).sum()])
-    c = np.array([(basis[2] * e0).sum(), (basis[2] * e1).sum(), (basis[2] * e2).sum()])
+    own, b, c = cell.frame, cell.second, cell.third
+    v, w, score = np.empty(3), np.empty(3), np.empty(cos.size, np.float32)
     made = 0
     for i in range(count):
         u = axes[i]
-        v = np.array([-u[1], u[0], 0.0]) if abs(u[2]) < 0.9 else np.array([0.0, -u[2], u[1]])
-        v /= math.sqrt((v**2).sum())
-        w = np.cross(u, v)
-        for sense in range(2 if both else 1):
+        if abs(u[2]) < 0.9:
+            s = 1.0 / math.sqrt(u[0] * u[0] + u[1] * u[1])
+            v[0], v[1], v[2] = -u[1] * s, u[0] * s, 0.0
+        else:
+            s = 1.0 / math.sqrt(u[1] * u[1] + u[2] * u[2])
+            v[0], v[1], v[2] = 0.0, -u[2] * s, u[1] * s
+        w[0], w[1], w[2] = u[1] * v[2] - u[2] * v[1], u[2] * v[0] - u[0] * v[2], u[0] * v[1] - u[1] * v[0]
+        for sense in range(2 if cell.both else 1):
             across = 1.0 - 2.0 * sense
-            turn_scores(u, v, w, across, b, c, cos, sin, q, length, width, score)
+            turn_scores(u, v, w, across, b, c, cos, sin, q, cell.length, width, score)
             for _ in range(keep):
-                k = int(np.argmax(score))
-                if score[k] <= 0 or made == len(found):
+                k = 0
+                for other in range(1, score.size):
+                    if score[other] > score[k]:
+                        k = other
+                if score[k] <= 0 or made == len(value):
                     break
-                found[made, 0] = -score[k]
-                f1 = cos[k] * v + sin[k] * across * w
-                f2 = -sin[k] * v + cos[k] * across * w
+                value[made] = -score[k]
                 for row in range(3):
+                    f1 = cos[k] * v[row] + sin[k] * across * w[row]
+                    f2 = -sin[k] * v[row] + cos[k] * across * w[row]
                     for column in range(3):
-                        found[made, 1 + 3 * row + column] = (
-                            across * u[row] * e0[column] + f1[row] * e1[column] + f2[row] * e2[column]
+                        found[made, row, column] = (
+                            across * u[row] * own[0, column] + f1 * own[1, column] + f2 * own[2, column]
                         )
                 made += 1
                 for near in range(k - 2, k + 3):
