@@ -142,13 +142,13 @@ def powders(setting: Setting, values: Array) -> None:
     block = setting.size(32, 2 * len(values))
     count = setting.size(992, block)
     n = values[0].size
-    flat, group = np.resize(values, (block, n)), np.zeros(block, np.int64)
-    part = np.zeros((1, n), np.uint32), np.zeros((1, n)), np.zeros((1, n)), np.full((1, n), -np.inf, np.float32)
+    flat, chosen = np.resize(values, (block, n)), np.arange(block)
+    part = np.zeros(n, np.uint32), np.zeros(n), np.zeros(n), np.full(n, -np.inf, np.float32)
     total = np.zeros(n, np.float32)
 
     def ours() -> None:
         for _ in range(count // block):
-            add_frames(flat, group, *part)
+            add_frames(flat, chosen, *part)
 
     def peer() -> None:
         for number in range(count):

@@ -155,7 +155,8 @@ def pack_hsd(
     samples, pulse = np.empty(gate, np.int32), np.empty(gate)
     mask = np.uint64(len(noise) - gate - 1)
     ymin, ymax, xpre, xpost = band
-    at = 0
+    # of literal numbers in calls each loop would be compiled once more
+    at, none = np.int64(0), np.int64(0)
     ends[0] = 0
     for e in range(n):
         if at + 4 * gate + 64 > len(words):
@@ -164,13 +165,13 @@ def pack_hsd(
         phase = int(next_integer(generator(seed, event * channels + channel, NOISE)) & mask)
         begin, end = offset[e * channels + channel], offset[e * channels + channel + 1]
         if event % prescale == 0:
-            at = _header(words, at, gate, 0, event)
-            _render(samples, pulse, 0, gate, base, noise, phase, time, height, begin, end, sigma, reach)
+            at = _header(words, at, gate, none, event)
+            _render(samples, pulse, none, gate, base, noise, phase, time, height, begin, end, sigma, reach)
             for i in range(gate):
                 words[at + i] = samples[i]
             at += gate
         head = at
-        at, used = at + 8, 0
+        at, used = at + 8, none
         j = begin
         while j < end:
             # hits whose windows may touch are digitised together
@@ -185,6 +186,6 @@ def pack_hsd(
             j = last + 1
         if used < gate:
             at = skip(words, at, gate - used)
-        _header(words, head, at - head - 8, 1, event)
+        _header(words, head, at - head - 8, np.int64(1), event)
         ends[e + 1] = at
     return n

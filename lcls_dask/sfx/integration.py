@@ -65,11 +65,13 @@ class Prediction:
         inverse = np.linalg.inv(moved.vectors)
         if self.profile_radius is not None or not np.isfinite(radius):
             radius = PROFILE_RADIUS if self.profile_radius is None else self.profile_radius
+        star = np.ascontiguousarray(matrix)
+        most = tuple((np.linalg.norm(np.linalg.inv(star), axis=0) / self.d_min).astype(int).tolist())
         room = 4096
         while True:
             hkl, place, excitation = np.empty((room, 3), np.int32), np.empty((room, 3)), np.empty(room)
             count = kernel(
-                np.ascontiguousarray(matrix), EV_ANGSTROM / energy, radius, self.spread, 1 / self.d_min, inverse,
+                star, most, EV_ANGSTROM / energy, float(radius), self.spread, 1 / self.d_min, inverse,
                 bounds_of(self.geometry), hkl, place, excitation,
             )  # fmt: skip
             if count <= room:

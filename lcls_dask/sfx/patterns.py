@@ -58,8 +58,10 @@ def add_frames_to(part: Part, values: Array, coords: xr.Dataset, group: Array) -
         values = as_float32(values, coords)
     several, n = len(part[4]), int(np.prod(values.shape[1:]))
     add = add_frames if values.dtype.kind == "f" else add_whole_frames
-    sums = (one.reshape(several, n) for one in part[:4])
-    add(np.ascontiguousarray(values).reshape(len(values), n), group, *sums)
+    frames, sums = np.ascontiguousarray(values).reshape(len(values), n), [one.reshape(several, n) for one in part[:4]]
+    for number in range(several):
+        if len(chosen := np.flatnonzero(group == number)):
+            add(frames, chosen, *(one[number] for one in sums))
     part[4][:] += np.bincount(group[group >= 0], minlength=several)
 
 

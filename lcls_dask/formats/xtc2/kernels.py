@@ -56,6 +56,10 @@ def reader(fd: int, end: int) -> np.void:
     return record
 
 
+# Sizes of what is read, typed: of each literal number the loops would be compiled once more.
+_4, _8, _12, _16, _20, _24 = (np.int64(size) for size in (4, 8, 12, 16, 20, 24))
+
+
 @njit(nogil=True, cache=True)
 def _fill(fd, address, size, position):
     """Read exactly `size` bytes; whether that worked."""
@@ -131,7 +135,7 @@ def _copy_unread(file, position, size, target):
 @njit(nogil=True, cache=True)
 def _datagram(file, position):
     """Header of the datagram at `position`: its address, where the datagram ends, and a status."""
-    i = _need(file, position, 24)
+    i = _need(file, position, _24)
     if i < 0:
         return i, position, _why(i)
     extent = u32(i + 20)
@@ -188,7 +192,7 @@ def scan_smalldata(file, position, slots, layout, fields, stamps, offsets, lengt
             return CONTENT, n, position
         for k in range(2):
             status, at, size, _ = _locate(file, where[0], table, fields[k])
-            i = _need(file, at, 8)
+            i = _need(file, at, _8)
             if status != OK or size != 8 or i < 0:
                 return CONTENT, n, where[0]
             if k == 0:
@@ -227,7 +231,7 @@ def _walk(file, position, stamp, slots, where, damage):
     end, status = _enter(file, position, stamp)
     if status != OK:
         return status, position
-    root = u16(_need(file, position, 24) + 16)
+    root = u16(_need(file, position, _24) + 16)
     damage[:] = root  # of an absent contribution the datagram's own damage tells why
     if root & 8:  # Corrupted: the inside is not to be trusted
         return OK, position
@@ -235,7 +239,7 @@ def _walk(file, position, stamp, slots, where, damage):
     while at < end:
         if at + 12 > end:
             return EXTENT, at
-        i = _need(file, at, 12)
+        i = _need(file, at, _12)
         if i < 0:
             return _why(i), at
         src, kind, extent = u32(i) & 0xFFFFF, u16(i + 6) & 0xFFF, u32(i + 8)
@@ -261,12 +265,12 @@ def _walk(file, position, stamp, slots, where, damage):
 def _open(file, position):
     """A status, and where the shapes and the data of the ShapesData at `position` begin and end."""
     shapes = shapes_end = data = data_end = -1
-    i = _need(file, position, 12)
+    i = _need(file, position, _12)
     if i < 0:
         return _why(i), (shapes, shapes_end, data, data_end)
     at, end = position + 12, position + u32(i + 8)
     while at + 12 <= end:
-        i = _need(file, at, 12)
+        i = _need(file, at, _12)
         if i < 0:
             return _why(i), (shapes, shapes_end, data, data_end)
         kind, extent = u16(i + 6) & 0xFFF, u32(i + 8)
@@ -294,7 +298,7 @@ def _find(file, parts, layout, field):
         if rank > 0:
             if shapes < 0 or shapes + 20 > shapes_end:
                 return CONTENT, data, 0, shapes
-            i = _need(file, shapes, 20)
+            i = _need(file, shapes, _20)
             if i < 0:
                 return _why(i), data, 0, shapes
             for d in range(rank):
@@ -352,7 +356,7 @@ def survey_shapes(file, offsets, stamps, slots, layout, fields, shapes):
                 return status, row, where[s]
             shapes[row, s, :] = 1
             rank = layout[s, fields[s], 0]
-            i = _need(file, at, 20) if rank else 0
+            i = _need(file, at, _20) if rank else 0
             if i < 0:
                 return _why(i), row, where[s]
             for d in range(rank):
@@ -363,7 +367,7 @@ def survey_shapes(file, offsets, stamps, slots, layout, fields, shapes):
 @njit(nogil=True, cache=True)
 def _has_shape(file, at, shape):
     """Whether the lengths at `at` are those of `shape`."""
-    i = _need(file, at, 20) if shape.size else 0
+    i = _need(file, at, _20) if shape.size else 0
     if i < 0:
         return False
     for d in range(shape.size):
@@ -453,7 +457,7 @@ def check(file, offsets, stamps, slots, layout, lasts, present, bits, root, stat
     for row in range(offsets.size):
         if offsets[row] < 0:
             continue
-        i = _need(file, offsets[row], 24)
+        i = _need(file, offsets[row], _24)
         whole = u16(i + 16) if i >= 0 else 0
         statuses[row], positions[row] = _walk(file, offsets[row], stamps[row], slots, where, damage)
         for bit in range(16):
@@ -481,7 +485,7 @@ def _streams(file, at, size, mask):
     wave = waves = fex = fexes = flags = 0
     end = at + size
     while mask and at + 16 <= end:
-        i = _need(file, at, 16)
+        i = _need(file, at, _16)
         if i < 0:
             return _why(i), wave, waves, fex, fexes, flags
         head, kind = u32(i), u32(i + 4) >> 24
@@ -548,7 +552,7 @@ def survey_hsd(
     the order of rows and *slots*. `lead` samples at the start of the first window are baselines, no signal (format 3).
     Starts at row `first`; returns ``(FULL, row, windows)`` where the arrays are full, ``(OK, -1, windows)`` at the end.
     """
-    n = 0
+    n = np.int64(0)
     where, damage = np.empty(fields.size, np.int64), np.empty(fields.size, np.uint16)
     table, width = np.int64(layout.ctypes.data), 16 * layout.shape[1]
     for row in range(first, offsets.size):
@@ -569,7 +573,7 @@ def survey_hsd(
             status, at, size, _ = _find(file, parts, table + s * width, headers[s])
             if status != OK:
                 return status, row, where[s]
-            i = _need(file, at, 4)
+            i = _need(file, at, _4)
             if i < 0 or size < 4:
                 return CONTENT, row, where[s]
             mask = u32(i) >> 20 & 3
@@ -645,7 +649,7 @@ def read_windows(file, offsets, stamps, words, places, lead, firsts, lasts, orig
                 while True:
                     if at + 8 > end:
                         return CONTENT, row, at
-                    i = _need(file, at, 8)
+                    i = _need(file, at, _8)
                     if i < 0:
                         return READ, row, at
                     if not u16(i) & 0x8000:

@@ -7,13 +7,15 @@ from numba import njit
 
 
 @njit(cache=True, nogil=True)
-def predict(star, wavelength, radius, spread, limit, inverse, bounds, hkl, place, excitation):
+def predict(star, most, wavelength, radius, spread, limit, inverse, bounds, hkl, place, excitation):
     """Reflections of a still that meet the detector, as far as the Ewald sphere is from their nodes.
 
     Parameters
     ----------
     star : (3, 3) float64
         a*, b*, c* as rows [1/Angstrom], in the laboratory.
+    most : (int, int, int)
+        Largest indices within the limit.
     wavelength : float
         [Angstrom].
     radius, spread : float
@@ -37,10 +39,6 @@ def predict(star, wavelength, radius, spread, limit, inverse, bounds, hkl, place
         How many; more than `capacity` if they had no room.
     """
     k0 = 1.0 / wavelength
-    axes = np.linalg.inv(star)
-    most = np.empty(3, np.int64)
-    for i in range(3):
-        most[i] = int(limit * math.sqrt((axes[:, i] ** 2).sum()))
     count = 0
     for h in range(-most[0], most[0] + 1):
         for k in range(-most[1], most[1] + 1):
@@ -112,7 +110,7 @@ def three_rings(frame, bad, place, panel, bounds, radii, gain, near, out):
         Out: intensity, its standard deviation, background of a pixel, highest pixel; NaN where a pixel within the inner
         ring is bad, beyond the panel, or shared with another spot, or less than 5 are left for the background.
     """
-    _mark(place, panel, bounds, radii[0], 1, near)
+    _mark(place, panel, bounds, radii[0], np.int64(1), near)
     reach = int(radii[2]) + 1
     inner, middle, outer = radii[0] ** 2, radii[1] ** 2, radii[2] ** 2
     for i in range(len(place)):
@@ -143,11 +141,11 @@ def three_rings(frame, bad, place, panel, bounds, radii, gain, near, out):
             if not fine:
                 break
         if not fine or around < 5 or own == 0:
-            out[i] = np.nan
+            out[i, 0] = out[i, 1] = out[i, 2] = out[i, 3] = np.nan
             continue
         variance = scatter / (around - 1)
         intensity = total - own * mean
         # scatter of the background under the spot, the error of its mean, and the photons of the spot itself
         square = own * variance * (1.0 + own / around) + gain * max(intensity, 0.0)
         out[i, 0], out[i, 1], out[i, 2], out[i, 3] = intensity, math.sqrt(square), mean, highest
-    _mark(place, panel, bounds, radii[0], -1, near)
+    _mark(place, panel, bounds, radii[0], np.int64(-1), near)

@@ -401,7 +401,7 @@ def without_rows(n, hkl, gains, rows, sums):
     for i in range(n):
         total += gains[i]
     for _ in range(rows):
-        m = 0
+        m = np.int64(0)
         for i in range(n):
             if gains[i] > 1.0:
                 members[m] = i

@@ -77,59 +77,61 @@ def _add_whole(values, first, last, total, square, most):
 
 
 @njit(cache=True, nogil=True)
-def add_frames(frames, group, count, total, square, most):
-    """Add real numbers to the sums of their groups.
+def add_frames(frames, chosen, count, total, square, most):
+    """Add some frames of real numbers to the sums of a group.
 
     Parameters
     ----------
     frames : (events, n) float32
         What is no finite number does not count. At most 2^24 events, since they are counted in float32.
-    group : (events,) int64
-        -1 for none.
-    count : (groups, n) uint32
+    chosen : (k,) int64
+        Which of them.
+    count : (n,) uint32
         Added to, as the others.
-    total, square : (groups, n) float64
-    most : (groups, n) float32
+    total, square : (n,) float64
+    most : (n,) float32
     """
-    n = frames.shape[1]
-    none = np.full(STRIP, np.nan, np.float32)
+    n, last = frames.shape[1], chosen.size - 1
+    none = np.empty(STRIP, np.float32)
+    for i in range(STRIP):
+        none[i] = np.nan
     sums, real = np.empty((TILE // STRIP, 2 * STRIP)), np.empty((TILE // STRIP, 2 * STRIP), np.float32)
     for first in range(0, n, TILE):
-        edges = np.minimum(np.arange(first, first + TILE + STRIP, STRIP), n)
-        for g in range(count.shape[0]):
-            chosen = np.nonzero(group == g)[0]
-            sums[:], real[:, :STRIP], real[:, STRIP:] = 0.0, -np.inf, 0.0
-            for k in range(0, chosen.size, 4):
-                for strip in range(TILE // STRIP):
-                    a, b = edges[strip], edges[strip + 1]
-                    one = frames[chosen[k], a:b]
-                    two = frames[chosen[k + 1], a:b] if k + 1 < chosen.size else none[: b - a]
-                    three = frames[chosen[k + 2], a:b] if k + 2 < chosen.size else none[: b - a]
-                    four = frames[chosen[k + 3], a:b] if k + 3 < chosen.size else none[: b - a]
-                    _add_most(one, two, three, four, real[strip])
-                    _add_sums(one, two, three, four, sums[strip])
-            for strip in range(TILE // STRIP):
-                a, b = edges[strip], edges[strip + 1]
-                _put(sums[strip], real[strip], count[g, a:b], total[g, a:b], square[g, a:b], most[g, a:b])
+        strips = (min(TILE, n - first) + STRIP - 1) // STRIP
+        for strip in range(strips):
+            for i in range(STRIP):
+                sums[strip, i] = sums[strip, STRIP + i] = 0.0
+                real[strip, i], real[strip, STRIP + i] = -np.inf, 0.0
+        for k in range(0, chosen.size, 4):
+            for strip in range(strips):
+                a = first + strip * STRIP
+                b = min(a + STRIP, n)
+                one = frames[chosen[k], a:b]
+                two = frames[chosen[k + 1], a:b] if k + 1 <= last else none[: b - a]
+                three = frames[chosen[k + 2], a:b] if k + 2 <= last else none[: b - a]
+                four = frames[chosen[k + 3], a:b] if k + 3 <= last else none[: b - a]
+                _add_most(one, two, three, four, real[strip])
+                _add_sums(one, two, three, four, sums[strip])
+        for strip in range(strips):
+            a = first + strip * STRIP
+            b = min(a + STRIP, n)
+            _put(sums[strip], real[strip], count[a:b], total[a:b], square[a:b], most[a:b])
 
 
 @njit(cache=True, nogil=True)
-def add_whole_frames(frames, group, count, total, square, most):
-    """Add whole numbers to the sums of their groups; as `add_frames`.
+def add_whole_frames(frames, chosen, count, total, square, most):
+    """Add some frames of whole numbers to the sums of a group; as `add_frames`.
 
     Parameters
     ----------
     frames : (events, n) integers
-    group, count, total, square, most
+    chosen, count, total, square, most
         See `add_frames`.
     """
-    events, n = frames.shape
+    n = frames.shape[1]
     for first in range(0, n, TILE):
         last = min(first + TILE, n)
-        for event in range(events):
-            g = group[event]
-            if g >= 0:
-                _add_whole(frames[event], first, last, total[g], square[g], most[g])
-    for event in range(events):
-        if group[event] >= 0:
-            count[group[event]] += np.uint32(1)
+        for k in range(chosen.size):
+            _add_whole(frames[chosen[k]], first, last, total, square, most)
+    for i in range(n):
+        count[i] += np.uint32(chosen.size)
