@@ -37,6 +37,11 @@ if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! command -v $(1) >/d
 fi
 endef
 
+# loops that numba would compile at their first use, in every process that begins before another has done it
+$(VENV)/.compiled: $(VENV)/.installed $(shell find lcls_dask -name '*.py' -path '*kernels*') lcls_dask/formats/xtc2/words.py
+	$(BIN)/lcls-dask compile
+	@touch $@
+
 # the referee of the values: one of its dependencies has no wheel and compiles against Kerberos
 $(VENV)/.psana: $(VENV)/.installed
 	@$(call APT,krb5-config,libkrb5-dev gcc)
@@ -94,7 +99,7 @@ $(VENV)/.dials: $(VENV)/.installed
 
 # says what is absent of a target's own prerequisites
 define ABSENT
-for record in $(filter-out $(VENV)/.installed,$(filter $(VENV)/%,$^)); do \
+for record in $(filter-out $(VENV)/.installed $(VENV)/.compiled,$(filter $(VENV)/%,$^)); do \
   if [ -s $$record ]; then \
     echo "****************************************************************" >&2; \
     echo "WARNING: $$(cat $$record)." >&2; \
@@ -104,7 +109,7 @@ for record in $(filter-out $(VENV)/.installed,$(filter $(VENV)/%,$^)); do \
 done
 endef
 
-demo: $(VENV)/.psana
+demo: $(VENV)/.psana $(VENV)/.compiled
 	@$(ABSENT)
 	$(BIN)/lcls-dask demo --out demo-out
 
@@ -114,7 +119,7 @@ lint: $(VENV)/.installed
 	$(BIN)/mypy
 	$(BIN)/numpydoc lint $(PUBLIC)
 
-test: $(VENV)/.psana $(VENV)/.chromium $(VENV)/.postgresql $(VENV)/.slurm $(VENV)/.faketime $(VENV)/.zarrita lint
+test: $(VENV)/.psana $(VENV)/.chromium $(VENV)/.postgresql $(VENV)/.slurm $(VENV)/.faketime $(VENV)/.zarrita lint $(VENV)/.compiled
 	@$(ABSENT)
 	$(BIN)/python -m pytest -n 3 -m "not long"
 

@@ -21,7 +21,7 @@ from lcls_dask.tof.chain import analyse as analyse_tof
 
 
 def test_demo_finds_what_was_simulated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["demo", "--out", str(tmp_path), "--events", "1200", "--frames", "8"]) == 0
+    assert main(["demo", "--out", str(tmp_path), "--events", "1200", "--frames", "12"]) == 0
     told = capsys.readouterr().out
     assert "DIFFERENT" not in told
     assert re.search(r"worker killed after \d+ of \d+ blocks +same result", told)

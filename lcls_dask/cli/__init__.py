@@ -10,6 +10,7 @@ from typing import TextIO
 import click
 
 from ..errors import LclsError
+from .compile import compile_loops
 from .demo import demo
 from .doctor import doctor
 from .export import export
@@ -37,7 +38,22 @@ def lcls_dask(debug: bool) -> None:
     """
 
 
-for _command in (info, ls, validate, simulate, tof, sfx, export, doctor, demo, serve, identity, token, issue):
+for _command in (
+    info,
+    ls,
+    validate,
+    simulate,
+    tof,
+    sfx,
+    export,
+    doctor,
+    compile_loops,
+    demo,
+    serve,
+    identity,
+    token,
+    issue,
+):
     lcls_dask.add_command(_command)
 
 

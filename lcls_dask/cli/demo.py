@@ -12,7 +12,7 @@ from .output import print_table
 @click.option("--run", "path", metavar="RUN", help="Report on this run instead of simulating two.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("demo-out"), show_default=True)
 @click.option("--events", type=click.IntRange(min=16), default=200_000, show_default=True, help="Of the ToF run.")
-@click.option("--frames", type=click.IntRange(min=8), default=200, show_default=True, help="Of the Jungfrau run.")
+@click.option("--frames", type=click.IntRange(min=8), default=300, show_default=True, help="Of the Jungfrau run.")
 @click.pass_context
 def demo(ctx: click.Context, path: str | None, out: Path, events: int, frames: int) -> None:
     """Reduce runs on two local Dask workers and write PNGs and one HTML page into OUT.

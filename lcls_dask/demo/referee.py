@@ -118,6 +118,7 @@ def compare(run: "Run", found: dict[str, Array]) -> Verdict:
     different: list[str] = []
     unmatched: set[str] = set()
     stamps: set[int] = set()
+    chunks = _Chunks(run)
     timestamps = run.source.read("/", "timestamp", slice(0, run.events))
     for key, theirs in found.items():
         stamp, name, segment = key.split("|")
@@ -129,9 +130,9 @@ def compare(run: "Run", found: dict[str, Array]) -> Verdict:
             continue
         detector = name.split(".")[0]
         if name in run.index.nodes["/"].variables:
-            ours = _dense(run, event, name, detector, number)
+            ours = chunks.dense(event, name, detector, number)
         elif name in run.index.nodes[f"/{detector}"].variables:
-            ours = _ragged(run, timestamp, name, detector, number)
+            ours = chunks.ragged(timestamp, name, detector, number)
         else:
             unmatched.add(name)
             continue
@@ -146,29 +147,44 @@ def _segment(run: "Run", detector: str, number: int) -> int:
     return run.detectors[detector].segments.index(number)
 
 
-def _dense(run: "Run", event: int, name: str, detector: str, segment: int) -> Array:
-    values = run.source.read("/", name, slice(event, event + 1))[0]
-    if f"{detector}.segment" in run.index.nodes["/"].variables[name].dims:
-        values = values[_segment(run, detector, segment)]
-    return np.asarray(values)
+class _Chunks:
+    """Rows of a run's variables; the chunks that were read last are kept, as neighbours are asked for next."""
 
+    def __init__(self, run: "Run") -> None:
+        self._run = run
+        self._kept: dict[tuple[str, str], tuple[int, Array]] = {}
 
-def _ragged(run: "Run", timestamp: np.uint64, name: str, detector: str, segment: int) -> Array:
-    node = f"/{detector}"
-    variables = run.index.nodes[node].variables
-    stamps = run.source.read(node, "timestamp", slice(0, variables["timestamp"].shape[0]))
-    event = int(np.searchsorted(stamps, timestamp))
-    row = event * len(run.detectors[detector].segments) + _segment(run, detector, segment)
+    def rows(self, node: str, name: str, first: int, last: int) -> Array:
+        begin, values = self._kept.get((node, name), (0, np.empty(0)))
+        if not begin <= first <= last <= begin + len(values):
+            variable = self._run.index.nodes[node].variables[name]
+            begin = first // variable.chunk * variable.chunk
+            end = min(-(-last // variable.chunk) * variable.chunk, variable.shape[0])
+            values = self._run.source.read(node, name, slice(begin, end))
+            self._kept[node, name] = begin, values
+        return values[first - begin : last - begin]
 
-    def bounds(offset: str, first: int, last: int) -> tuple[int, int]:
-        edges = run.source.read(node, offset, np.array([first, last], np.int64))
-        return int(edges[0]), int(edges[1])
+    def dense(self, event: int, name: str, detector: str, segment: int) -> Array:
+        values = self.rows("/", name, event, event + 1)[0]
+        if f"{detector}.segment" in self._run.index.nodes["/"].variables[name].dims:
+            values = values[_segment(self._run, detector, segment)]
+        return np.asarray(values)
 
-    base = name.rpartition(".")[0] if ".windows." in name else name
-    begin, end = bounds(f"{base}.offset", row, row + 1)
-    if name.endswith(".windows.samples"):
-        begin, end = bounds(f"{base}.sample_offset", begin, end)
-    return run.source.read(node, name, slice(begin, end))
+    def ragged(self, timestamp: np.uint64, name: str, detector: str, segment: int) -> Array:
+        node = f"/{detector}"
+        stamps = self.rows(node, "timestamp", 0, self._run.index.nodes[node].variables["timestamp"].shape[0])
+        event = int(np.searchsorted(stamps, timestamp))
+        row = event * len(self._run.detectors[detector].segments) + _segment(self._run, detector, segment)
+
+        def bounds(offset: str, first: int, last: int) -> tuple[int, int]:
+            edges = self.rows(node, offset, first, last + 1)
+            return int(edges[0]), int(edges[-1])
+
+        base = name.rpartition(".")[0] if ".windows." in name else name
+        begin, end = bounds(f"{base}.offset", row, row + 1)
+        if name.endswith(".windows.samples"):
+            begin, end = bounds(f"{base}.sample_offset", begin, end)
+        return self.rows(node, name, begin, end)
 
 
 def _collect(events: int, files: list[str]) -> dict[str, Array]:

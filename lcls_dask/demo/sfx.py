@@ -1,7 +1,10 @@
 """The demo's crystallography run: the whole chain, from frames to merged intensities, and what the truth says of it."""
 
 import json
+import os
+import shutil
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +15,12 @@ import xarray as xr
 from distributed import Client
 
 from ..access.run import Run
+from ..sfx.blocks import Block
 from ..sfx.cell import Cell, as_cell
 from ..sfx.chain import analyse, blocks_of
 from ..sfx.merging import pack, to_asu
 from ..sfx.recipe import Settings, Tools
-from ..sfx.results import MTZ
+from ..sfx.results import MTZ, SETTINGS
 from .page import Check
 from .workers import Pass, kill_one
 
@@ -74,7 +78,9 @@ def settings_of(path: Path, frames: int) -> Settings:
     )  # fmt: skip
 
 
-def reduce_run(client: Client, run: Run, out: Path, settings: Settings, *, kill: bool = False) -> Pass:
+def reduce_run(
+    client: Client, run: Run, out: Path, settings: Settings, *, halfway: Path | None = None, kill: bool = False
+) -> Pass:
     """Work through the chain on the workers.
 
     Parameters
@@ -82,10 +88,12 @@ def reduce_run(client: Client, run: Run, out: Path, settings: Settings, *, kill:
     client : distributed.Client
     run : Run
     out : Path
-        Directory for what it writes.
+        Directory for what it writes; of blocks that are there already, only the others are made.
     settings : Settings
+    halfway : Path, optional
+        Directory that gets what is there when half of the blocks are finished, as if the run had been broken off then.
     kill : bool
-        Kill one worker with SIGKILL as soon as a quarter of the blocks is finished.
+        Kill one worker with SIGKILL as soon as a quarter of the blocks is made.
 
     Returns
     -------
@@ -98,20 +106,32 @@ def reduce_run(client: Client, run: Run, out: Path, settings: Settings, *, kill:
     ...     reduce_run(client, run, Path("out"), settings_of(path, run.events)).result.tree
     """
     blocks = blocks_of(run, out, Tools.of(settings, run.number))
+    missing = [block for block in blocks if not block.path.exists()]
     start = time.perf_counter()
     killed, finished = None, 0
     with ThreadPoolExecutor(1) as pool:
         working = pool.submit(analyse, run, out, settings)
-        while kill and not working.done():
-            finished = sum(block.path.exists() for block in blocks)
-            if finished >= len(blocks) / 4:
-                killed = kill_one(client)
-                break
+        while not working.done() and (kill or halfway):
+            made = [block for block in missing if block.path.exists()]
+            if halfway is not None and len(made) >= len(blocks) // 2:
+                _keep(out, made[: len(blocks) // 2], halfway)
+                halfway = None
+            if kill and len(made) >= len(missing) / 4:
+                killed, finished, kill = kill_one(client), len(made), False
             time.sleep(0.002)
         tree = working.result()
     mtz = out / MTZ
     result = Result(tree, mtz.read_bytes() if mtz.exists() else b"")
-    return Pass(result, time.perf_counter() - start, len(blocks), killed, finished)
+    return Pass(result, time.perf_counter() - start, len(missing), killed, finished)
+
+
+def _keep(out: Path, blocks: Sequence[Block], halfway: Path) -> None:
+    """Make a directory as it is when only these blocks are finished."""
+    place = halfway / blocks[0].path.relative_to(out).parent
+    place.mkdir(parents=True)
+    shutil.copy(out / SETTINGS, halfway)
+    for block in blocks:
+        os.link(block.path, place / block.path.name)
 
 
 def check(truth: Path, result: Result) -> list[Check]:
