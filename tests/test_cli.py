@@ -14,6 +14,7 @@ from lcls_dask import cli, simulate
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = [
+    "compile",
     "demo",
     "doctor",
     "export",
@@ -229,6 +230,20 @@ def test_export(run_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert code == 2
     assert ".zarr" in err
     assert not list(tmp_path.glob("run.docx*"))
+
+
+@pytest.mark.long
+def test_what_is_compiled_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    kept = []
+    for _ in range(2):
+        code, out, _ = call(capsys, "compile", "--json")
+        assert (code, sorted(json.loads(out))) == (0, ["indexing", "sfx", "tof"])
+        kept.append({path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.nb?")})
+    assert len(kept[0]) > 100
+    assert kept[1] == kept[0]
 
 
 def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
