@@ -121,9 +121,9 @@ def demonstrate(out: Path, events: int, frames: int, say: Say) -> list[Section]:
         Section(
             "Speed",
             "Two workers, one thread each, and one process of the gateway; the page cache is warm, as the runs have "
-            "just been written; in crystallography the second half of the run is done again. The raw read takes the same "
-            "files through one process and looks at nothing; the served read takes the detector's values through the "
-            "gateway into one thread.",
+            "just been written; in crystallography the second half of the run is done again. The raw read takes the "
+            "same files through one process and looks at nothing; the served read takes the detector's values through "
+            "the gateway into one thread.",
             tables=(_speed((reduced_tof, reduced_sfx)),),
         ),
     ]
