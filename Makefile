@@ -121,7 +121,7 @@ lint: $(VENV)/.installed
 
 test: $(VENV)/.psana $(VENV)/.chromium $(VENV)/.postgresql $(VENV)/.slurm $(VENV)/.faketime $(VENV)/.zarrita lint $(VENV)/.compiled
 	@$(ABSENT)
-	$(BIN)/python -m pytest -n 3 -m "not long"
+	$(BIN)/python -m pytest -n 3 --dist loadgroup -m "not long"
 
 test-long: $(VENV)/.psana $(VENV)/.postgresql $(VENV)/.slurm $(VENV)/.faketime $(VENV)/.dials
 	@$(ABSENT)

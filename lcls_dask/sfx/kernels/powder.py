@@ -7,22 +7,53 @@ from numba import njit
 #: tile each frame is read in one stretch.
 STRIP, TILE = 512, 4096
 
-#: Adding this to a real number, and taking it off again, rounds to a multiple of 1/4096, so that sums are exact, in any
-#: order: of 53 bits, none are left for what is smaller.
-ROUND = 1.5 * 2.0**40
+#: Real numbers are summed in whole parts of their unit, so that sums are exact, in any order; and adding this to a number
+#: and taking it off again rounds it to a whole one: of 53 bits, none are left for what is smaller.
+PARTS, ROUND = 4096.0, 1.5 * 2.0**52
 
 
 @njit(cache=True, nogil=True)
 def _exact(value):
-    """A multiple of 1/4096; 0 for what is no finite number."""
+    """Whole parts of a value; 0 for what is no finite number."""
     finite = value if value - value == 0 else np.float32(0)
-    return (np.float64(finite) + ROUND) - ROUND
+    return (np.float64(finite) * PARTS + ROUND) - ROUND
 
 
 @njit(cache=True, nogil=True)
 def _one(value):
     """Whether a number is finite, as a number."""
     return np.float32(1) if value - value == 0 else np.float32(0)
+
+
+@njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
+def _all_finite(one, two, three, four):
+    """Whether values of four frames are finite; now and then not said of very large ones."""
+    none = np.float32(0)
+    for i in range(one.size):
+        none += ((one[i] + two[i]) + (three[i] + four[i])) * np.float32(0)  # NaN, of what is not finite
+    return none == 0
+
+
+@njit(cache=True, nogil=True, fastmath={"contract"})
+def _add_finite(one, two, three, four, sums):
+    """As `_add_sums`, of values that are all finite."""
+    for i in range(one.size):
+        a, b = (np.float64(one[i]) * PARTS + ROUND) - ROUND, (np.float64(two[i]) * PARTS + ROUND) - ROUND
+        c, d = (np.float64(three[i]) * PARTS + ROUND) - ROUND, (np.float64(four[i]) * PARTS + ROUND) - ROUND
+        sums[i] += (a + b) + (c + d)
+        sums[STRIP + i] += (a * a + b * b) + (c * c + d * d)
+
+
+@njit(cache=True, nogil=True)
+def _most_finite(one, two, three, four, most):
+    """As `_add_most`, of values that are all finite, which are not counted here."""
+    for i in range(one.size):
+        a, b, c, d = one[i], two[i], three[i], four[i]
+        highest = most[i]
+        highest = a if a > highest else highest
+        highest = b if b > highest else highest
+        highest = c if c > highest else highest
+        most[i] = d if d > highest else highest
 
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
@@ -53,16 +84,16 @@ def _add_most(one, two, three, four, most):
 
 
 @njit(cache=True, nogil=True)
-def _put(sums, real, count, total, square, most):
-    """Add the sums of a strip to those of all frames."""
+def _put(sums, real, finite, count, total, square, most):
+    """Add the sums of a strip to those of all frames, of which so many are not counted yet."""
     for i in range(total.size):
-        total[i] += sums[i]
+        total[i] += sums[i] * (1.0 / PARTS)
     for i in range(total.size):
-        square[i] += sums[STRIP + i]
+        square[i] += sums[STRIP + i] * (1.0 / PARTS**2)
     for i in range(total.size):
         most[i] = max(most[i], real[i])
     for i in range(total.size):
-        count[i] += np.uint32(real[STRIP + i])
+        count[i] += np.uint32(real[STRIP + i]) + finite
 
 
 @njit(cache=True, nogil=True)
@@ -96,9 +127,11 @@ def add_frames(frames, chosen, count, total, square, most):
     for i in range(STRIP):
         none[i] = np.nan
     sums, real = np.empty((TILE // STRIP, 2 * STRIP)), np.empty((TILE // STRIP, 2 * STRIP), np.float32)
+    finite = np.empty(TILE // STRIP, np.uint32)
     for first in range(0, n, TILE):
         strips = (min(TILE, n - first) + STRIP - 1) // STRIP
         for strip in range(strips):
+            finite[strip] = 0
             for i in range(STRIP):
                 sums[strip, i] = sums[strip, STRIP + i] = 0.0
                 real[strip, i], real[strip, STRIP + i] = -np.inf, 0.0
@@ -110,12 +143,17 @@ def add_frames(frames, chosen, count, total, square, most):
                 two = frames[chosen[k + 1], a:b] if k + 1 <= last else none[: b - a]
                 three = frames[chosen[k + 2], a:b] if k + 2 <= last else none[: b - a]
                 four = frames[chosen[k + 3], a:b] if k + 3 <= last else none[: b - a]
-                _add_most(one, two, three, four, real[strip])
-                _add_sums(one, two, three, four, sums[strip])
+                if _all_finite(one, two, three, four):
+                    _most_finite(one, two, three, four, real[strip])
+                    _add_finite(one, two, three, four, sums[strip])
+                    finite[strip] += 4
+                else:
+                    _add_most(one, two, three, four, real[strip])
+                    _add_sums(one, two, three, four, sums[strip])
         for strip in range(strips):
             a = first + strip * STRIP
             b = min(a + STRIP, n)
-            _put(sums[strip], real[strip], count[a:b], total[a:b], square[a:b], most[a:b])
+            _put(sums[strip], real[strip], finite[strip], count[a:b], total[a:b], square[a:b], most[a:b])
 
 
 @njit(cache=True, nogil=True)
