@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import lcls_dask
 from lcls_dask import sfx
 from lcls_dask.errors import ArgumentError, FormatError, RunNotFoundError, TargetExistsError, UnsupportedError
 from lcls_dask.reduce.reduction import Running
+from lcls_dask.sfx.constants.files import read_again
 from lcls_dask.sfx.detectors import epix10ka_ranges
 from lcls_dask.sfx.patterns import powder_reduction
 
@@ -210,6 +212,27 @@ def test_a_directory_has_constants_for_runs(tmp_path: Path) -> None:
         source.of_run(None)
     raw = np.full((1, 2, 4, 6), 105, np.uint16)
     assert float(sfx.calibrate(raw, source, run=5, detector="cspad").values[0, 0, 0, 0]) == 100
+
+
+def test_constants_of_a_file_go_to_workers_by_its_name(tmp_path: Path) -> None:
+    path, told = tmp_path / "a.npz", constants()
+    np.savez(path, pedestal=told.pedestal, gain=told.gain, status=told.bad)
+    read = sfx.read_constants(path).of_run(None)
+    sent = pickle.dumps(read)
+    assert len(sent) < 1000
+    again = pickle.loads(sent)
+    assert again.digests == read.digests == told.digests
+    np.testing.assert_array_equal(again.pedestal, told.pedestal)
+    itself = pickle.loads(pickle.dumps(told))
+    np.testing.assert_array_equal(itself.gain, told.gain)
+    assert itself.digests == told.digests
+    np.savez(path, pedestal=told.pedestal + 1, gain=told.gain)
+    read_again.cache_clear()
+    with pytest.raises(ArgumentError, match="holds other constants"):
+        pickle.loads(sent)
+    path.unlink()
+    with pytest.raises(RunNotFoundError, match="all workers must see it"):
+        pickle.loads(sent)
 
 
 def test_files_that_are_no_constants(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -146,10 +147,43 @@ def read_constants(path: str | Path) -> Constants:
     if not path.is_file():
         raise RunNotFoundError(f"{path}: there is no such file or directory of constants")
     if path.suffix in _HDF5 or path.suffix == ".npz":
-        return _together(dict(_datasets(path)), str(path))
+        return _together(dict(_datasets(path)), str(path), path.absolute())
     if path.suffix in _SUFFIXES:
-        return _together({"pedestal": read_array(path)}, str(path))
+        return _together({"pedestal": read_array(path)}, str(path), path.absolute())
     raise FormatError(f"{path}: constants are .npy, .npz, .h5, .data or .json files, or a directory of them")
+
+
+@lru_cache(maxsize=1)
+def read_again(path: str, digests: tuple[tuple[str, str], ...]) -> PixelConstants:
+    """Read constants that another process has read, and told of.
+
+    Parameters
+    ----------
+    path : str
+        Of the file.
+    digests : tuple of (str, str)
+        Of their values; see `PixelConstants`.
+
+    Returns
+    -------
+    PixelConstants
+
+    Raises
+    ------
+    RunNotFoundError
+        There is no such file here.
+    ArgumentError
+        It holds other constants.
+    """
+    if not Path(path).is_file():
+        raise RunNotFoundError(
+            f"{path}: there is no such file here; all workers must see it, or make PixelConstants of its arrays, which "
+            "then travel themselves"
+        )
+    constants = read_constants(path).of_run(None)
+    if tuple(sorted(constants.digests.items())) != digests:
+        raise ArgumentError(f"{path}: holds other constants than when it was read first; read it again")
+    return constants
 
 
 def _datasets(path: Path) -> Iterator[tuple[str, Array]]:
@@ -220,7 +254,7 @@ def read_array(path: Path, meaning: str = "constants") -> Array:
     return values
 
 
-def _together(found: dict[str, Array], where: str) -> PixelConstants:
+def _together(found: dict[str, Array], where: str, path: Path | None = None) -> PixelConstants:
     if "pedestal" not in found:
         raise RunNotFoundError(f"{where}: has no pedestals; `lcls-dask sfx darks` derives them from dark runs")
     try:
@@ -231,6 +265,6 @@ def _together(found: dict[str, Array], where: str) -> PixelConstants:
         if "good" in found:
             not_good = found["good"] == 0
             bad = not_good if bad is None else bad | not_good
-        return PixelConstants(pedestal, found.get("gain"), bad)
+        return PixelConstants(pedestal, found.get("gain"), bad, path)
     except ValueError as error:
         raise FormatError(f"{where}: constants do not fit each other: {error}") from None

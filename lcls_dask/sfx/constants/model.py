@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -26,6 +27,8 @@ class PixelConstants:
         of all pixels.
     bad : (segments, rows, columns) bool or None
         Pixels that do not count.
+    path : Path or None
+        File that they were read from: then that is what goes to other processes, which read it themselves.
 
     Raises
     ------
@@ -44,6 +47,7 @@ class PixelConstants:
     pedestal: Array
     gain: Any = None
     bad: Array | None = field(default=None)
+    path: Path | None = None
 
     def __post_init__(self) -> None:
         pedestal = _four(self.pedestal, "pedestal", np.float32)
@@ -89,6 +93,13 @@ class PixelConstants:
         PixelConstants
         """
         return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.path is None:
+            return PixelConstants, (self.pedestal, self.gain, self.bad)
+        from .files import read_again
+
+        return read_again, (str(self.path), tuple(sorted(self.digests.items())))
 
     def __dask_tokenize__(self) -> object:
         return ("lcls_dask.PixelConstants", sorted(self.digests.items()))

@@ -7,7 +7,7 @@ from numba import njit
 #: tile each frame is read in one stretch.
 STRIP, TILE = 512, 4096
 
-#: Real numbers are summed in whole parts of their unit, so that sums are exact, in any order; and adding this to a number
+#: Real numbers are summed in whole parts of their unit, so that sums are exact, in any order; and adding this to one
 #: and taking it off again rounds it to a whole one: of 53 bits, none are left for what is smaller.
 PARTS, ROUND = 4096.0, 1.5 * 2.0**52
 
