@@ -231,7 +231,7 @@ def _spectrum(path: Path, part: slice | None, baseline: Array) -> xr.DataArray:
     """Hits of some events, counted by time: not computed yet."""
     # a whole node's blocks go to workers by name; one that is cut takes its offsets along
     node = lcls_dask.open_run(path).dataset(group="/hsd", chunks=None, **({"events": part} if part else {}))
-    hits = tof.find_hits(tof.windows(node, events=4096), threshold=60, baseline=baseline)
+    hits = tof.find_hits(tof.windows(node), threshold=60, baseline=baseline)
     return tof.tof_spectrum(hits, np.arange(0, 400, 0.5))
 
 
@@ -244,7 +244,7 @@ def disk(setting: Setting) -> None:
     """A whole run from disk on two workers, against two bare processes that do the same to half of it each."""
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, range(os.cpu_count() or 1))
-    events, path = setting.size(400_000, 600), setting.directory / "run"
+    events, path = setting.size(1_000_000, 600), setting.directory / "run"
     lcls_dask.simulate(path, "tof", events=events, seed=1)
     node = lcls_dask.open_run(path).dataset(group="/hsd", chunks=None)
     baseline = tof.baseline_of(tof.windows(node, waveforms=True)).values
