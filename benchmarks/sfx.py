@@ -178,7 +178,7 @@ def disk(setting: Setting) -> None:
     """A whole run from disk on two workers, against two bare processes that do the same to half of it each."""
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, range(os.cpu_count() or 1))
-    events, path = setting.size(512, 16), setting.directory / "run"
+    events, path = setting.size(1024, 16), setting.directory / "run"
     lcls_dask.simulate(path, "sfx", events=events, seed=1)
     raw = sfx.frames_of(lcls_dask.open_run(path))
     gain = np.full((3, *raw.shape[1:]), 41.0, np.float32)

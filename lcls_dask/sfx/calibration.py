@@ -185,13 +185,13 @@ def calibrate(raw: Any, constants: "Constants | Calibration", **options: Any) ->
     else:
         calibration = Calibration(constants, **options)
     array = as_frames(raw)
-    shared = prepared(array, calibration)
+    shared = delayed(Calibration.stages, pure=True)(calibration, checked(array, calibration))
     made = mapped(whole_frames(array), calibrate_block, shared, np.float32)
     return made.assign_attrs(units=calibration.units, long_name="calibrated pixels", **calibration.attributes())
 
 
-def prepared(array: xr.DataArray, calibration: Calibration) -> Any:
-    """Check that frames and constants fit each other; `Stages`, delayed.
+def checked(array: xr.DataArray, calibration: Calibration) -> dict[str, str]:
+    """Check that frames and constants fit each other; the digests of the constants.
 
     Parameters
     ----------
@@ -200,14 +200,19 @@ def prepared(array: xr.DataArray, calibration: Calibration) -> Any:
 
     Returns
     -------
-    Delayed
+    dict of str to str
+
+    Raises
+    ------
+    ArgumentError
+        They do not.
     """
     if array.dtype != np.uint16:
         raise ArgumentError(f"raw frames are uint16, as the detector writes them, not {array.dtype}")
     pixels = calibration.pixels
     fits(array, pixels.shape, "the constants")
     good_pixels(calibration.mask, pixels.shape)
-    return delayed(Calibration.stages, pure=True)(calibration, dict(pixels.digests))
+    return dict(pixels.digests)
 
 
 def calibrate_block(values: Array, coords: xr.Dataset, stages: Stages) -> Array:

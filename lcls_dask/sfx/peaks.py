@@ -3,15 +3,17 @@
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import xarray as xr
+from dask.base import tokenize
 from dask.delayed import delayed
 
 from ..errors import ArgumentError
 from ..reduce.ragged import Ragged, block_coordinates
-from .calibration import Calibration, prepared
+from .calibration import Calibration, checked
 from .frames import as_float32, as_frames, fits, present_of, ragged, told_of, whole_frames
 from .geometry.model import Geometry
 from .kernels.frames import Stages
@@ -136,6 +138,43 @@ class Finder:
             yield frame
 
 
+@dataclass(frozen=True, eq=False)
+class Ingredients:
+    """What a `Finder` is made of: little, where constants are in a file, and so what goes to workers.
+
+    Attributes
+    ----------
+    geometry : Geometry
+    mask : (segment, row, column) bool or None
+    settings : Settings
+    calibration : Calibration or None
+    digests : dict of str to str
+        Of the calibration's constants.
+    """
+
+    geometry: Geometry
+    mask: Array | None
+    settings: Settings
+    calibration: Calibration | None
+    digests: dict[str, str]
+
+    @cached_property
+    def token(self) -> str:
+        """Tells them from others."""
+        return tokenize(self.geometry, self.mask, self.settings, self.calibration, self.digests)
+
+    def finder(self) -> Finder:
+        """Make it, once in each process for the blocks that follow each other."""
+        with _MAKING:
+            if self.token not in _MADE:
+                stages = None if self.calibration is None else self.calibration.stages(self.digests)
+                _MADE.clear()
+                _MADE[self.token] = Finder.of(self.geometry, self.mask, self.settings, stages)
+            return _MADE[self.token]
+
+
+_MAKING = threading.Lock()
+_MADE: dict[str, Finder] = {}
 _kept = threading.local()
 
 
@@ -230,13 +269,18 @@ def find_peaks(
     )
     good = good_pixels(mask, geometry.shape)
     told: dict[str, Any] = {}
-    stages = None
+    digests: dict[str, str] = {}
     if calibration is not None:
-        stages, told = prepared(array, calibration), calibration.attributes()
+        digests, told = checked(array, calibration), calibration.attributes()
         array = array.assign_attrs(units=calibration.units)
-    finder = delayed(Finder.of, pure=True)(geometry, good, settings, stages)
+    ingredients = Ingredients(geometry, good, settings, calibration, digests)
     array = whole_frames(array).assign_attrs(told)
-    return ragged(array, peaks_of_block, finder, empty_peaks(array, settings))
+    shared = delayed(ingredients, name=f"finder-{ingredients.token}", traverse=False)
+    return ragged(array, _peaks_of_block, shared, empty_peaks(array, settings))
+
+
+def _peaks_of_block(values: Array, coords: xr.Dataset, ingredients: Ingredients) -> xr.Dataset:
+    return peaks_of_block(values, coords, ingredients.finder())
 
 
 def peaks_of_block(values: Array, coords: xr.Dataset, finder: Finder) -> xr.Dataset:
