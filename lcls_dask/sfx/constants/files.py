@@ -8,14 +8,14 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ...errors import ArgumentError, FormatError, RunNotFoundError
-from .model import Constants, PixelConstants
+from .model import Constants, Digests, PixelConstants
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -154,7 +154,7 @@ def read_constants(path: str | Path) -> Constants:
 
 
 @lru_cache(maxsize=1)
-def read_again(path: str, digests: tuple[tuple[str, str], ...]) -> PixelConstants:
+def read_again(path: str, digests: Digests) -> PixelConstants:
     """Read constants that another process has read, and told of.
 
     Parameters
@@ -265,6 +265,7 @@ def _together(found: dict[str, Array], where: str, path: Path | None = None) -> 
         if "good" in found:
             not_good = found["good"] == 0
             bad = not_good if bad is None else bad | not_good
-        return PixelConstants(pedestal, found.get("gain"), bad, path)
+        again = None if path is None else partial(read_again, str(path))
+        return PixelConstants(pedestal, found.get("gain"), bad, again)
     except ValueError as error:
         raise FormatError(f"{where}: constants do not fit each other: {error}") from None

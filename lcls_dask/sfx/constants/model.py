@@ -1,10 +1,9 @@
 """Pedestals, gains and bad pixels, and where they come from."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -12,6 +11,9 @@ import numpy as np
 from ...errors import ArgumentError
 
 Array = np.ndarray[Any, np.dtype[Any]]
+
+#: Digests by kind, sorted.
+Digests = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,8 +29,8 @@ class PixelConstants:
         of all pixels.
     bad : (segments, rows, columns) bool or None
         Pixels that do not count.
-    path : Path or None
-        File that they were read from: then that is what goes to other processes, which read it themselves.
+    again : callable or None
+        Reads them again, told their `digests`: then that is what goes to other processes, and not the values.
 
     Raises
     ------
@@ -47,7 +49,7 @@ class PixelConstants:
     pedestal: Array
     gain: Any = None
     bad: Array | None = field(default=None)
-    path: Path | None = None
+    again: Callable[[Digests], "PixelConstants"] | None = None
 
     def __post_init__(self) -> None:
         pedestal = _four(self.pedestal, "pedestal", np.float32)
@@ -95,11 +97,9 @@ class PixelConstants:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if self.path is None:
+        if self.again is None:
             return PixelConstants, (self.pedestal, self.gain, self.bad)
-        from .files import read_again
-
-        return read_again, (str(self.path), tuple(sorted(self.digests.items())))
+        return self.again, (tuple(sorted(self.digests.items())),)
 
     def __dask_tokenize__(self) -> object:
         return ("lcls_dask.PixelConstants", sorted(self.digests.items()))
