@@ -62,15 +62,10 @@ def pytest_report_header() -> list[str]:
 
 #: What takes longest comes first, so that no process is left alone with it.
 FIRST = ("test_demo.py", "test_sfx_chain.py", "test_notebooks.py")
-#: Where one process runs all tests of a file, as what they share takes longer than they do (``--dist loadgroup``).
-TOGETHER = ("test_sfx_chain.py", "test_cluster_slurm.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name not in FIRST)
-    for item in items:
-        if item.path.name in TOGETHER:
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

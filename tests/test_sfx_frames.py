@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ import lcls_dask
 from lcls_dask import sfx
 from lcls_dask.errors import ArgumentError, FormatError, RunNotFoundError, TargetExistsError, UnsupportedError
 from lcls_dask.reduce.reduction import Running
-from lcls_dask.sfx.constants.files import read_again
 from lcls_dask.sfx.detectors import epix10ka_ranges
 from lcls_dask.sfx.patterns import powder_reduction
 
@@ -218,21 +218,26 @@ def test_constants_of_a_file_go_to_workers_by_its_name(tmp_path: Path) -> None:
     path, told = tmp_path / "a.npz", constants()
     np.savez(path, pedestal=told.pedestal, gain=told.gain, status=told.bad)
     read = sfx.read_constants(path).of_run(None)
-    sent = pickle.dumps(read)
+    with pytest.raises(ValueError, match="read-only"):
+        read.pedestal[...] += 1
+    calibration = sfx.Calibration(read)
+    assert calibration.sent().pixels is read
+    sent = pickle.dumps(calibration.sent())
     assert len(sent) < 1000
     again = pickle.loads(sent)
-    assert again.digests == read.digests == told.digests
-    np.testing.assert_array_equal(again.pedestal, told.pedestal)
-    itself = pickle.loads(pickle.dumps(told))
-    np.testing.assert_array_equal(itself.gain, told.gain)
-    assert itself.digests == told.digests
+    assert again.pixels.digests == read.digests == told.digests
+    np.testing.assert_array_equal(again.pixels.pedestal, told.pedestal)
+    # values that are no longer those of a file travel themselves
+    for own in (told, replace(read, bad=None)):
+        arrived = pickle.loads(pickle.dumps(sfx.Calibration(own).sent())).pixels
+        np.testing.assert_array_equal(arrived.gain, told.gain)
+        assert arrived.digests == own.digests
     np.savez(path, pedestal=told.pedestal + 1, gain=told.gain)
-    read_again.cache_clear()
     with pytest.raises(ArgumentError, match="holds other constants"):
-        pickle.loads(sent)
+        _ = again.pixels
     path.unlink()
     with pytest.raises(RunNotFoundError, match="all workers must see it"):
-        pickle.loads(sent)
+        _ = again.pixels
 
 
 def test_files_that_are_no_constants(tmp_path: Path) -> None:

@@ -24,4 +24,5 @@ def compile_loops(json_: bool) -> None:
     if json_:
         print_json(seconds)
     else:
-        click.echo("; ".join(f"{kind}: {took:.0f} s" for kind, took in seconds.items()))
+        told = (f"{kind}: {took if isinstance(took, str) else f'{took:.0f} s'}" for kind, took in seconds.items())
+        click.echo("; ".join(told))

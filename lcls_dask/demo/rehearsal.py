@@ -11,6 +11,7 @@ from dask import config
 from scipy.spatial.transform import Rotation
 
 from ..access.run import open_run
+from ..errors import UnsupportedError
 from ..facility import simulate
 from ..sfx.chain import analyse
 from ..sfx.indexing import index
@@ -22,15 +23,15 @@ from . import sfx, tof
 EVENTS = {"sfx": 6, "indexing": 1, "tof": 400}
 
 
-def rehearse() -> dict[str, float]:
+def rehearse() -> dict[str, float | str]:
     """Simulate, read and reduce a few events of each kind, each in a process of its own.
 
     numba keeps the compiled loops beside the package, or where it may write, or in ``NUMBA_CACHE_DIR``.
 
     Returns
     -------
-    dict of str to float
-        Seconds that each kind took.
+    dict of str to float or str
+        Seconds that each kind took, or what is missing for it.
 
     Examples
     --------
@@ -41,12 +42,20 @@ def rehearse() -> dict[str, float]:
         return dict(zip(EVENTS, pool.map(_reduce, EVENTS), strict=True))
 
 
-def _reduce(kind: str) -> float:
+def _reduce(kind: str) -> float | str:
     start = time.perf_counter()
-    if kind == "indexing":
-        _index()
-        return time.perf_counter() - start
-    with tempfile.TemporaryDirectory() as folder, config.set(scheduler="synchronous"):
+    try:
+        _index() if kind == "indexing" else _simulate_and_reduce(kind)
+    except UnsupportedError as error:  # an extra that is not installed
+        return str(error)
+    return time.perf_counter() - start
+
+
+def _simulate_and_reduce(kind: str) -> None:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        config.set({"scheduler": "synchronous", "lcls.index-cache": f"{folder}/indexes"}),
+    ):
         path = Path(folder) / "run"
         simulate(path, kind, events=EVENTS[kind], seed=0)
         run = open_run(path)
@@ -55,7 +64,6 @@ def _reduce(kind: str) -> float:
         else:
             analyse(run, Path(folder) / "sfx", sfx.settings_of(path, run.events))
         run.source.close()
-    return time.perf_counter() - start
 
 
 def _index() -> None:

@@ -113,8 +113,8 @@ def reduce_run(
         working = pool.submit(analyse, run, out, settings)
         while not working.done() and (kill or halfway):
             made = [block for block in missing if block.path.exists()]
-            if halfway is not None and len(made) >= len(blocks) // 2:
-                _keep(out, made[: len(blocks) // 2], halfway)
+            if halfway is not None and len(made) >= (half := max(1, len(blocks) // 2)):
+                _keep(out, made[:half], halfway)
                 halfway = None
             if kill and len(made) >= len(missing) / 4:
                 killed, finished, kill = kill_one(client), len(made), False

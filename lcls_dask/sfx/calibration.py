@@ -1,6 +1,6 @@
 """From raw frames to photons."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -8,6 +8,7 @@ import xarray as xr
 from dask.delayed import delayed
 
 from ..errors import ArgumentError
+from .constants.files import Remembered
 from .constants.model import Constants, PixelConstants
 from .detectors import Detector, detector_named, epix10ka_ranges
 from .frames import as_frames, fits, mapped, present_of, whole_frames
@@ -95,6 +96,13 @@ class Calibration:
             "calibration.common_mode": self.common_mode,
         }
         return {key: value for key, value in told.items() if value is not None}
+
+    def sent(self) -> "Calibration":
+        """As it goes to workers: constants of a file by its name."""
+        constants = self.constants
+        if isinstance(constants, PixelConstants) and constants.file is not None:
+            return replace(self, constants=Remembered(constants))
+        return self
 
     def stages(self, digests: dict[str, str]) -> Stages:
         """Pedestals and factors of each stage of gain; the constants must be those of the digests."""
@@ -185,7 +193,7 @@ def calibrate(raw: Any, constants: "Constants | Calibration", **options: Any) ->
     else:
         calibration = Calibration(constants, **options)
     array = as_frames(raw)
-    shared = delayed(Calibration.stages, pure=True)(calibration, checked(array, calibration))
+    shared = delayed(Calibration.stages, pure=True)(calibration.sent(), checked(array, calibration))
     made = mapped(whole_frames(array), calibrate_block, shared, np.float32)
     return made.assign_attrs(units=calibration.units, long_name="calibrated pixels", **calibration.attributes())
 

@@ -83,7 +83,10 @@ class Search:
                 continue
             n = prepare(q[first:last], float(wavelength[frame]), apart, spots)
             for lattice in range(self.lattices):
-                if n < self.fewest or (score := _search(spots, n, cell, one, best)) < self.threshold:
+                if n < self.fewest:
+                    break
+                score = _search(spots, n, cell, one, best)
+                if score == -np.inf or score < self.threshold:
                     break
                 members, excitation, rest = explained(spots, n, cell, best)
                 if members < self.fewest or rest < self.rest:

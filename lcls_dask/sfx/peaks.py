@@ -1,6 +1,7 @@
 """Bragg peaks of frames, by radial statistics."""
 
 import threading
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -115,7 +116,7 @@ class Finder:
         parts: list[Peaks] = [Peaks(*(np.empty(0, dtype) for dtype, _, _ in _COLUMNS.values()))]
         for event, frame in enumerate(self._calibrated(values, coords)):
             above = strong(frame, self.rings, *limits, found, scratch)
-            members = np.empty((5, max(above, settings.max_pixels)), np.int32)
+            members = np.empty((5, above), np.int32)
             out = Peaks(*(np.empty(above // settings.min_pixels, dtype) for dtype, _, _ in _COLUMNS.values()))
             many = find_peaks(
                 frame, shape, self.rings, self.panels, told, above, found, scratch.pixels, members, measured,
@@ -164,17 +165,19 @@ class Ingredients:
         return tokenize(self.geometry, self.mask, self.settings, self.calibration, self.digests)
 
     def finder(self) -> Finder:
-        """Make it, once in each process for the blocks that follow each other."""
+        """Make it, once in each process; the last few are kept, as several may find peaks in one graph."""
         with _MAKING:
             if self.token not in _MADE:
                 stages = None if self.calibration is None else self.calibration.stages(self.digests)
-                _MADE.clear()
                 _MADE[self.token] = Finder.of(self.geometry, self.mask, self.settings, stages)
+            _MADE.move_to_end(self.token)
+            while len(_MADE) > _MOST:
+                _MADE.popitem(last=False)
             return _MADE[self.token]
 
 
-_MAKING = threading.Lock()
-_MADE: dict[str, Finder] = {}
+_MAKING, _MOST = threading.Lock(), 4
+_MADE: OrderedDict[str, Finder] = OrderedDict()
 _kept = threading.local()
 
 
@@ -273,7 +276,8 @@ def find_peaks(
     if calibration is not None:
         digests, told = checked(array, calibration), calibration.attributes()
         array = array.assign_attrs(units=calibration.units)
-    ingredients = Ingredients(geometry, good, settings, calibration, digests)
+    sent = None if calibration is None else calibration.sent()
+    ingredients = Ingredients(geometry, good, settings, sent, digests)
     array = whole_frames(array).assign_attrs(told)
     shared = delayed(ingredients, name=f"finder-{ingredients.token}", traverse=False)
     return ragged(array, _peaks_of_block, shared, empty_peaks(array, settings))

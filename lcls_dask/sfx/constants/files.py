@@ -8,14 +8,13 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ...errors import ArgumentError, FormatError, RunNotFoundError
-from .model import Constants, Digests, PixelConstants
+from .model import Constants, PixelConstants
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -153,37 +152,60 @@ def read_constants(path: str | Path) -> Constants:
     raise FormatError(f"{path}: constants are .npy, .npz, .h5, .data or .json files, or a directory of them")
 
 
-@lru_cache(maxsize=1)
-def read_again(path: str, digests: Digests) -> PixelConstants:
-    """Read constants that another process has read, and told of.
+class Remembered:
+    """Constants that were read from a file, and are by another process only when it needs them.
 
     Parameters
     ----------
-    path : str
-        Of the file.
-    digests : tuple of (str, str)
-        Of their values; see `PixelConstants`.
+    constants : PixelConstants
+        With their `file`.
 
-    Returns
-    -------
-    PixelConstants
-
-    Raises
-    ------
-    RunNotFoundError
-        There is no such file here.
-    ArgumentError
-        It holds other constants.
+    Examples
+    --------
+    >>> Remembered(read_constants("jungfrau.npz")).of_run(None).gain.shape  # doctest: +SKIP
+    (3, 8, 512, 1024)
     """
-    if not Path(path).is_file():
-        raise RunNotFoundError(
-            f"{path}: there is no such file here; all workers must see it, or make PixelConstants of its arrays, which "
-            "then travel themselves"
-        )
-    constants = read_constants(path).of_run(None)
-    if tuple(sorted(constants.digests.items())) != digests:
-        raise ArgumentError(f"{path}: holds other constants than when it was read first; read it again")
-    return constants
+
+    def __init__(self, constants: PixelConstants) -> None:
+        self._constants: PixelConstants | None = constants
+        self._file, self._digests = constants.file, dict(constants.digests)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_constants": None}
+
+    def __dask_tokenize__(self) -> object:
+        return ("lcls_dask.PixelConstants", sorted(self._digests.items()))
+
+    def of_run(self, run: int | None) -> PixelConstants:
+        """The constants, for any run.
+
+        Parameters
+        ----------
+        run : int or None
+
+        Returns
+        -------
+        PixelConstants
+
+        Raises
+        ------
+        RunNotFoundError
+            There is no such file here.
+        ArgumentError
+            It holds other constants now.
+        """
+        if self._constants is not None:
+            return self._constants
+        path = Path(str(self._file))
+        if not path.is_file():
+            raise RunNotFoundError(
+                f"{path}: there is no such file of constants here; all workers must see it, or make PixelConstants of "
+                "its arrays, which then travel themselves"
+            )
+        constants = read_constants(path).of_run(run)
+        if dict(constants.digests) != self._digests:
+            raise ArgumentError(f"{path}: holds other constants than when it was read first; read it again")
+        return constants
 
 
 def _datasets(path: Path) -> Iterator[tuple[str, Array]]:
@@ -265,7 +287,12 @@ def _together(found: dict[str, Array], where: str, path: Path | None = None) -> 
         if "good" in found:
             not_good = found["good"] == 0
             bad = not_good if bad is None else bad | not_good
-        again = None if path is None else partial(read_again, str(path))
-        return PixelConstants(pedestal, found.get("gain"), bad, again)
+        made = PixelConstants(pedestal, found.get("gain"), bad)
     except ValueError as error:
         raise FormatError(f"{where}: constants do not fit each other: {error}") from None
+    if path is not None:
+        object.__setattr__(made, "file", str(path))
+        for values in (made.pedestal, made.gain, made.bad):
+            if values is not None:
+                values.flags.writeable = False  # they must stay what the file holds
+    return made

@@ -1,7 +1,7 @@
 """Pedestals, gains and bad pixels, and where they come from."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
@@ -11,9 +11,6 @@ import numpy as np
 from ...errors import ArgumentError
 
 Array = np.ndarray[Any, np.dtype[Any]]
-
-#: Digests by kind, sorted.
-Digests = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,8 +26,8 @@ class PixelConstants:
         of all pixels.
     bad : (segments, rows, columns) bool or None
         Pixels that do not count.
-    again : callable or None
-        Reads them again, told their `digests`: then that is what goes to other processes, and not the values.
+    file : str or None
+        That they were read from, all of them.
 
     Raises
     ------
@@ -49,7 +46,7 @@ class PixelConstants:
     pedestal: Array
     gain: Any = None
     bad: Array | None = field(default=None)
-    again: Callable[[Digests], "PixelConstants"] | None = None
+    file: str | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         pedestal = _four(self.pedestal, "pedestal", np.float32)
@@ -95,11 +92,6 @@ class PixelConstants:
         PixelConstants
         """
         return self
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        if self.again is None:
-            return PixelConstants, (self.pedestal, self.gain, self.bad)
-        return self.again, (tuple(sorted(self.digests.items())),)
 
     def __dask_tokenize__(self) -> object:
         return ("lcls_dask.PixelConstants", sorted(self.digests.items()))

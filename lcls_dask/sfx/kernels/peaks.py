@@ -199,7 +199,7 @@ def find_peaks(frame, shape, rings, panels, told, above, found, pixels, room, me
         Of the frame's rings.
     pixels : (>= above,) int32
         The strong pixels, ascending.
-    room : (5, max(above, most pixels of a peak)) int32
+    room : (5, >= above) int32
         Scratch.
     measured : (4,) float64
         Scratch.
