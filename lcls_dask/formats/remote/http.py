@@ -8,9 +8,9 @@ import base64
 import socket
 import ssl
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import google_crc32c
@@ -200,9 +200,11 @@ class Connection:
         at = min(len(self._rest), body.nbytes)
         body[:at] = self._rest[:at]
         self._rest = self._rest[at:]
-        receive, size = self._socket.recv_into, body.nbytes
+        # what `recv_into` calls, once for each 16 kB that TLS gives
+        receive = cast(Callable[[int, memoryview], int], self._socket.read)
+        size = body.nbytes
         while at < size:
-            got = receive(body[at:])
+            got = receive(size - at, body[at:])
             if not got:
                 raise ConnectionResetError("the gateway hung up in the middle of an answer")
             at += got
