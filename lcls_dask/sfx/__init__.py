@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .constants.files import read_constants
     from .constants.model import Constants, PixelConstants
     from .cxi import write_cxi
+    from .dials import read_dials, write_dials
     from .figures import figures_of_merit
     from .files import write_hkl, write_mtz
     from .geometry.files import read_geometry, write_geometry
@@ -53,11 +54,13 @@ _LAZY = {
     "predict": "integration",
     "read_cell": "cell",
     "read_constants": "constants.files",
+    "read_dials": "dials",
     "read_geometry": "geometry.files",
     "read_orientations": "orientations",
     "read_stream": "stream",
     "write_constants": "constants.darks",
     "write_cxi": "cxi",
+    "write_dials": "dials",
     "write_geometry": "geometry.files",
     "write_hkl": "files",
     "write_mtz": "files",
@@ -88,11 +91,13 @@ __all__ = [
     "predict",
     "read_cell",
     "read_constants",
+    "read_dials",
     "read_geometry",
     "read_orientations",
     "read_stream",
     "write_constants",
     "write_cxi",
+    "write_dials",
     "write_geometry",
     "write_hkl",
     "write_mtz",

@@ -104,9 +104,35 @@ def spots_of(peaks: xr.Dataset, geometry: Geometry | None, photon_energy: Any) -
     return q, offset, EV_ANGSTROM / each
 
 
+def energies_of(crystals: xr.Dataset, geometry: Geometry, photon_energy: Any) -> Array:
+    """Photon energy of each event.
+
+    Parameters
+    ----------
+    crystals : xarray.Dataset
+    geometry : Geometry
+    photon_energy : float, (event,) array or None
+        [eV]; None for that of each event, or else the geometry's.
+
+    Returns
+    -------
+    (events,) float64
+        [eV].
+
+    Raises
+    ------
+    ArgumentError
+        Nothing has it.
+    """
+    energy = photon_energy
+    if energy is None and "photon_energy" in crystals.coords:
+        energy = crystals["photon_energy"].values
+    return _energies(geometry.photon_energy if energy is None else energy, crystals.sizes["row_edge"] - 1)
+
+
 def _energies(energy: Any, events: int) -> Array:
     if energy is None:
-        raise ArgumentError("photon_energy: neither peaks nor geometry have it; give it, in eV")
+        raise ArgumentError("photon_energy: neither events nor geometry have it; give it, in eV")
     values = np.asarray(energy, np.float64)
     if values.ndim and len(values) != events:
         raise ArgumentError(

@@ -10,6 +10,7 @@ from dask.delayed import delayed
 
 from ..errors import ArgumentError
 from ..reduce.ragged import Ragged, empty_like
+from .crystals import energies_of
 from .geometry.model import EV_ANGSTROM, Geometry
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -77,17 +78,6 @@ class Prediction:
             if count <= room:
                 return {"hkl": hkl[:count], "place": place[:count], "excitation": excitation[:count]}
             room = count
-
-    def energies(self, crystals: xr.Dataset) -> Array:
-        """Photon energy of each event [eV]."""
-        events = crystals.sizes["row_edge"] - 1
-        energy: Any = self.photon_energy
-        if energy is None and "photon_energy" in crystals.coords:
-            energy = crystals["photon_energy"].values
-        energy = self.geometry.photon_energy if energy is None else energy
-        if energy is None:
-            raise ArgumentError("photon_energy: neither crystals nor geometry have it; give it, in eV")
-        return np.broadcast_to(np.asarray(energy, np.float64), events)
 
 
 def bounds_of(geometry: Geometry) -> Array:
@@ -159,7 +149,7 @@ def _each(crystals: xr.Dataset, prediction: Prediction) -> "list[dict[str, Array
     if not {"offset", "matrix", "shift"} <= set(crystals.data_vars):
         raise ArgumentError("crystals: have no matrix and shift; give what index or read_stream gave")
     offset = crystals["offset"].values
-    energy = np.repeat(prediction.energies(crystals), np.diff(offset))
+    energy = np.repeat(energies_of(crystals, prediction.geometry, prediction.photon_energy), np.diff(offset))
     count = crystals.sizes["crystal"]
     radius = crystals["profile_radius"].values if "profile_radius" in crystals else np.full(count, np.nan)
     made = []
@@ -201,6 +191,23 @@ def _dataset(each: "list[dict[str, Array]]", measured: Array | None, attrs: Any)
     }
     if measured is not None:
         columns |= {name: measured[:, i] for i, name in enumerate(("intensity", "sigma", "background", "peak"))}
+    return reflections_dataset(columns, attrs)
+
+
+def reflections_dataset(columns: dict[str, Array], attrs: Any) -> xr.Dataset:
+    """Reflections of crystals.
+
+    Parameters
+    ----------
+    columns : dict of str to array
+        `offset` (crystals + 1,), and what is known of each reflection.
+    attrs : mapping
+        Of the crystals: `cell` and `space_group` are kept.
+
+    Returns
+    -------
+    xarray.Dataset
+    """
     return xr.Dataset(
         {
             name: (

@@ -112,7 +112,22 @@ def places(q: Array, wavelength: Array, offset: Array) -> Array:
     return made
 
 
-def _run(command: list[str], frames: int, folder: Path) -> None:
+def run_program(command: list[str], frames: int, folder: Path) -> None:
+    """Run a program to its end.
+
+    Parameters
+    ----------
+    command : list of str
+    frames : int
+        It may take `PATIENCE` for each.
+    folder : Path
+        Where it runs.
+
+    Raises
+    ------
+    FormatError
+        It failed, or took too long; the error has its last words.
+    """
     try:
         done = subprocess.run(
             command, cwd=folder, capture_output=True, text=True, timeout=60 + PATIENCE * frames, check=False
@@ -159,7 +174,7 @@ def _dials(
     )  # fmt: skip
     # by its path, since the Python that has DIALS does not have this package; -I keeps the user's own modules out
     script = Path(__file__).with_name("dials_frames.py")
-    _run([python, "-I", str(script), "spots.npz", "crystals.npz"], len(wavelength), folder)
+    run_program([python, "-I", str(script), "spots.npz", "crystals.npz"], len(wavelength), folder)
     with np.load(folder / "crystals.npz") as found:
         return found["event"], found["matrix"], found["explained"]
 
@@ -196,7 +211,7 @@ def _indexamajig(
         "1",
     ]
     command += ["--multi"] if lattices > 1 else ["--no-multi"]
-    _run(command + shlex.split(arguments), len(wavelength), folder)
+    run_program(command + shlex.split(arguments), len(wavelength), folder)
     stream = read_stream(folder / "out.stream")
     number = np.array([int(name.rpartition("/")[2]) for name in stream.crystals["event_name"].values], np.int64)
     rows = stream.crystals["offset"].values
