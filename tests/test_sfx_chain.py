@@ -25,6 +25,7 @@ from lcls_dask.formats.xtc2.source import Xtc2Source
 from lcls_dask.sfx import blocks, results
 from lcls_dask.sfx.chain import analyse, blocks_of, photons_of
 from lcls_dask.sfx.cxi import new_file
+from lcls_dask.sfx.detectors import epix10ka_ranges
 from lcls_dask.sfx.kept import load, save
 from lcls_dask.sfx.merging import merge, pack, to_asu
 from lcls_dask.sfx.recipe import Settings, Tools
@@ -276,6 +277,8 @@ def test_bad_input_is_one_line(run_path: Path, tmp_path: Path, capsys: pytest.Ca
         (["--min-peaks", "20", "--max-peaks", "10"], "20 to 10 peaks"),
         (["--mask", str(tmp_path / "small.npz")], "small.npz: cannot be read as a mask"),
         (["--mask", str(tmp_path / "small.npy")], "mask: is bool of shape (4, 6)"),
+        (["--kind", "epix10ka"], "configuration: an ePix10ka's pixels are set one by one"),
+        (["--configuration", str(tmp_path / "small.npy")], "control bits of 8 x 512 x 1024 pixels are wanted"),
         (["--evidence", "nan"], "evidence=nan"),
         (["--distance", "nan"], "distance"),
         (["--photon-energy", "nan"], "photon_energy"),
@@ -379,6 +382,33 @@ def test_a_task_is_of_names_and_numbers(run_path: Path, tmp_path: Path, monkeypa
     # another version's results are never taken for these
     monkeypatch.setattr(importlib.metadata, "version", lambda _: "999")
     assert Tools.of(told, 1).digest != tools.digest
+
+
+def test_pixels_of_an_epix10ka_are_set_one_by_one(run_path: Path, tmp_path: Path) -> None:
+    random, shape = np.random.default_rng(0), (8, 512, 1024)
+    bits = random.choice([28, 12, 8, 16, 0], shape)
+    pedestal, gain = (random.uniform(low, 2 * low, (7, *shape)).astype(np.float32) for low in (100, 10))
+    np.savez(tmp_path / "constants.npz", pedestals=pedestal, pixel_gain=gain)
+    np.save(tmp_path / "bits.npy", bits.astype(np.float64))
+    told = dataclasses.replace(
+        settings(run_path, kind="epix10ka", configuration=str(tmp_path / "bits.npy")),
+        constants=str(tmp_path / "constants.npz"),
+    )
+    tools = Tools.of(told, 1)
+    assert tools.stages is not None
+    chosen = epix10ka_ranges(bits).astype(np.int64)
+    np.testing.assert_array_equal(
+        tools.stages.pedestal.reshape(2, *shape), np.take_along_axis(pedestal, chosen, axis=0)
+    )
+    np.testing.assert_allclose(
+        tools.stages.factor.reshape(2, *shape), 1 / (np.take_along_axis(gain, chosen, axis=0) * 9.5), rtol=1e-6
+    )
+    bits[0, 0, 0] = 0 if bits[0, 0, 0] else 28
+    np.save(tmp_path / "bits.npy", bits)
+    assert Tools.of(told, 1).digest != tools.digest
+    np.savez(tmp_path / "constants.npz", pedestals=pedestal[:3])
+    with pytest.raises(ArgumentError, match="are of 7 ranges of gain, not 3"):
+        Tools.of(told, 1)
 
 
 def test_a_block_that_two_processes_make(tmp_path: Path) -> None:

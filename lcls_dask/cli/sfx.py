@@ -65,8 +65,9 @@ _POSITIVE = click.FloatRange(0, min_open=True)
 @click.option("--constants", type=click.Path(), help="File or directory of constants; without, frames are taken as "
               "they are.")  # fmt: skip
 @click.option("--detector", help="The area detector, where there are several.")
-@click.option("--kind", type=click.Choice(["jungfrau", "cspad"]), default="jungfrau", show_default=True,
+@click.option("--kind", type=click.Choice(["jungfrau", "epix10ka", "cspad"]), default="jungfrau", show_default=True,
               help="Which bits tell the gain.")  # fmt: skip
+@click.option("--configuration", type=click.Path(), help="Array in a file: control bits of an ePix10ka's pixels.")
 @click.option("--common-mode", type=click.Choice(["row", "column", "bank"]), help="Median to take off.")
 @click.option("--mask", type=click.Path(), help="Array in a file, not 0 for pixels that count.")
 @click.option("--distance", type=_POSITIVE, help="Crystal to detector [m], instead of the geometry's.")
@@ -112,7 +113,7 @@ def run_(path: str, run: int | None, snapshot: str | None, out: Path, pictures: 
     from ..sfx.chain import analyse
     from ..sfx.recipe import Settings
 
-    for name in ("geometry", "constants", "mask"):
+    for name in ("geometry", "constants", "configuration", "mask"):
         # workers may run elsewhere
         told[name] = None if told[name] is None else str(Path(told[name]).absolute())
     if isinstance(told["cell"], str):

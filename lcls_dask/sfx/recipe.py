@@ -46,6 +46,8 @@ class Settings:
         The area detector; the only one by default.
     kind, common_mode : str or None
         See `Calibration`.
+    configuration : str or None
+        File of an array, control bits of an ePix10ka's pixels; see `Calibration`.
     mask : str or None
         File of an array, not 0 for pixels that count.
     distance, photon_energy : float or None
@@ -86,6 +88,7 @@ class Settings:
     detector: str | None = None
     kind: str = "jungfrau"
     common_mode: str | None = None
+    configuration: str | None = None
     mask: str | None = None
     distance: float | None = None
     photon_energy: float | None = None
@@ -169,10 +172,13 @@ class Tools:
             if constants.shape != geometry.shape:
                 theirs, ours = (" x ".join(map(str, one)) for one in (constants.shape, geometry.shape))
                 raise ArgumentError(f"{settings.constants}: is of {theirs} pixels, and the geometry is of {ours}")
+            bits = None if settings.configuration is None else _bits_of(Path(settings.configuration), geometry.shape)
             calibration = Calibration(
                 constants, run, settings.kind, None if constants.gain is None else geometry.photon_energy, good,
-                settings.common_mode,
+                settings.common_mode, configuration=bits,
             )  # fmt: skip
+            if bits is not None:
+                calibration.stages(dict(constants.digests))  # that they do not fit is told before all the work
         if settings.min_peaks < 1 or (settings.max_peaks is not None and settings.max_peaks < settings.min_peaks):
             raise ArgumentError(f"{settings.min_peaks} to {settings.max_peaks} peaks to a hit: rising ones are wanted")
         for name, least, most in (
@@ -231,7 +237,7 @@ class Tools:
         dict
             As JSON has it.
         """
-        files = {"geometry", "constants", "mask", "cell", "space_group"}
+        files = {"geometry", "constants", "configuration", "mask", "cell", "space_group"}
         told = {one.name: getattr(self.settings, one.name) for one in fields(self.settings) if one.name not in files}
         told |= {"cell": list(self.cell.parameters), "space_group": self.cell.space_group}
         told |= {"format": FORMAT, "lcls_dask": importlib.metadata.version("lcls_dask")}
@@ -240,6 +246,8 @@ class Tools:
         told["geometry"] = _digest(layout.encode(), where.bad)
         told["mask"] = None if self.good is None else _digest(b"", self.good)
         told["constants"] = None if self.calibration is None else dict(self.calibration.pixels.digests)
+        if self.calibration is not None and self.calibration.configuration is not None:
+            told["configuration"] = _digest(b"", self.calibration.configuration)
         return {key: None if value == np.inf else value for key, value in told.items()}
 
 
@@ -265,6 +273,15 @@ def peaks_of(settings: Settings) -> peaks.Settings:
 def _mask_of(path: Path, shape: tuple[int, int, int]) -> Array | None:
     """Pixels that count: psana's text and JSON have them as real numbers."""
     return good_pixels(np.nan_to_num(read_array(path, "a mask")) != 0, shape)
+
+
+def _bits_of(path: Path, shape: tuple[int, int, int]) -> Array:
+    """Control bits of pixels: psana's text and JSON have them as real numbers."""
+    values = read_array(path, "a configuration")
+    bits: Array = np.nan_to_num(values).astype(np.uint8)
+    if values.shape != shape or (bits != values).any():
+        raise ArgumentError(f"{path}: control bits of {' x '.join(map(str, shape))} pixels are wanted, 0 to 255")
+    return bits
 
 
 def _digest(text: bytes, values: Array | None) -> str:
