@@ -4,6 +4,7 @@ A stream is of groups of four words. A group whose first word has bit 15 says ho
 its words' lower 15 bits; any other one is four samples.
 """
 
+import numpy as np
 from numba import njit
 
 GROUP = 4
@@ -139,10 +140,14 @@ def decode_streams(words, ends, lead, start, edge, out):
                 window += 1
                 start[window] = length + left
                 inside = True
-            for k in range(GROUP):
-                if left > 0:
-                    left -= 1
-                else:
+            if left == 0:
+                for k in range(GROUP):  # unsigned, as signed indices are first looked at for a sign
+                    out[np.uint64(kept + k)] = words[np.uint64(at + k)]
+                kept += GROUP
+            else:
+                skipped = min(left, GROUP)
+                left -= skipped
+                for k in range(skipped, GROUP):
                     out[kept] = words[at + k]
                     kept += 1
             length += GROUP
