@@ -51,13 +51,17 @@ class Moments:
         count = len(x)
         if not count:
             return cls(0, np.zeros(x.shape[1]), np.zeros(y.shape[1]), np.zeros((x.shape[1], y.shape[1])))
-        mean_x = x.mean(axis=0, dtype=np.float64)
-        mean_y = mean_x if y is x else y.mean(axis=0, dtype=np.float64)
         if _counts_exactly(x) and (y is x or _counts_exactly(y)):
             # whole numbers: float32, which is twice as fast, loses nothing, nor do the sums
             small_x = x.astype(np.float32, copy=False)
             small_y = small_x if y is x else y.astype(np.float32, copy=False)
-            return cls(count, mean_x, mean_y, (small_x.T @ small_y) - count * np.outer(mean_x, mean_y))
+            ones = np.ones(count, np.float32)
+            sum_x = (ones @ small_x).astype(np.float64)
+            mean_x = sum_x / count
+            mean_y = mean_x if y is x else (ones @ small_y).astype(np.float64) / count
+            return cls(count, mean_x, mean_y, (small_x.T @ small_y) - np.outer(sum_x, mean_y))
+        mean_x = x.mean(axis=0, dtype=np.float64)
+        mean_y = mean_x if y is x else y.mean(axis=0, dtype=np.float64)
         away_x = x - mean_x
         away_y = away_x if y is x else y - mean_y
         return cls(count, mean_x, mean_y, away_x.T @ away_y)
@@ -79,12 +83,15 @@ class Moments:
 
 def _counts_exactly(values: Array) -> bool:
     """Whether sums of products of these are whole numbers that float32 holds."""
-    if values.dtype.kind not in "iub" and values.dtype != np.float32:
+    from .kernels.histogram import greatest_whole
+
+    if values.dtype.kind in "iub":
+        most = max(-float(values.min(initial=0)), float(values.max(initial=0)))
+    elif values.dtype == np.float32:
+        most = greatest_whole(np.ascontiguousarray(values).reshape(-1))
+    else:
         return False
-    most = float(np.abs(values).max(initial=0))
-    if not most * most * len(values) < _EXACT:
-        return False
-    return values.dtype.kind in "iub" or bool((values == np.rint(values)).all())
+    return 0 <= most and most * most * len(values) < _EXACT
 
 
 def covariance_map(

@@ -30,6 +30,18 @@ def count_values(samples, edge, start, record_edge, shift, counts):
 
 
 @njit(cache=True, nogil=True)
+def greatest_whole(values):
+    """Greatest magnitude of whole numbers, (n,) float32; -1 where one is none, or is NaN."""
+    most, broken = np.float32(0.0), np.int32(0)
+    for i in range(values.size):
+        value = values[i]
+        broken += np.int32(value != np.rint(value))
+        size = abs(value)
+        most = size if size > most else most
+    return -1.0 if broken else float(most)
+
+
+@njit(cache=True, nogil=True)
 def _add(values, edges, scale, counts):
     """Add values to the counts of bins; how many are in none.
 
