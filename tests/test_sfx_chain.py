@@ -278,7 +278,11 @@ def test_bad_input_is_one_line(run_path: Path, tmp_path: Path, capsys: pytest.Ca
         (["--mask", str(tmp_path / "small.npz")], "small.npz: cannot be read as a mask"),
         (["--mask", str(tmp_path / "small.npy")], "mask: is bool of shape (4, 6)"),
         (["--kind", "epix10ka"], "configuration: an ePix10ka's pixels are set one by one"),
-        (["--configuration", str(tmp_path / "small.npy")], "control bits of 8 x 512 x 1024 pixels are wanted"),
+        (["--configuration", str(tmp_path / "small.npy")], "configuration: is of an ePix10ka"),
+        (
+            ["--kind", "epix10ka", "--configuration", str(tmp_path / "small.npy")],
+            "control bits of 8 x 512 x 1024 pixels are wanted",
+        ),
         (["--evidence", "nan"], "evidence=nan"),
         (["--distance", "nan"], "distance"),
         (["--photon-energy", "nan"], "photon_energy"),

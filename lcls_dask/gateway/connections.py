@@ -64,7 +64,14 @@ class _Stream(SSLIOStream):
 
     @contextmanager
     def full_packets(self) -> Iterator[None]:
-        """Have the kernel fill its packets: each of TLS's records would else travel alone, which costs the receiver."""
+        """Have the kernel fill its packets: each of TLS's records would else travel alone, which costs the receiver.
+
+        Raises
+        ------
+        StreamClosedError
+        """
+        if self.closed():  # the client has gone while its answer was made
+            raise StreamClosedError
         if _CORK is None:
             yield
             return

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .constants.files import read_constants
     from .constants.model import Constants, PixelConstants
     from .cxi import write_cxi
-    from .dials import read_dials, write_dials
+    from .dials_files import read_dials, write_dials
     from .figures import figures_of_merit
     from .files import write_hkl, write_mtz
     from .geometry.files import read_geometry, write_geometry
@@ -54,13 +54,13 @@ _LAZY = {
     "predict": "integration",
     "read_cell": "cell",
     "read_constants": "constants.files",
-    "read_dials": "dials",
+    "read_dials": "dials_files",
     "read_geometry": "geometry.files",
     "read_orientations": "orientations",
     "read_stream": "stream",
     "write_constants": "constants.darks",
     "write_cxi": "cxi",
-    "write_dials": "dials",
+    "write_dials": "dials_files",
     "write_geometry": "geometry.files",
     "write_hkl": "files",
     "write_mtz": "files",

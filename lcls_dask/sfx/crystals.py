@@ -112,22 +112,26 @@ def energies_of(crystals: xr.Dataset, geometry: Geometry, photon_energy: Any) ->
     crystals : xarray.Dataset
     geometry : Geometry
     photon_energy : float, (event,) array or None
-        [eV]; None for that of each event, or else the geometry's.
+        [eV]; None for that of each event, and the geometry's where it is NaN or there is none.
 
     Returns
     -------
     (events,) float64
-        [eV].
+        [eV]; it may be NaN where there is no crystal.
 
     Raises
     ------
     ArgumentError
         Nothing has it.
     """
-    energy = photon_energy
+    energy, known, events = photon_energy, geometry.photon_energy, crystals.sizes["row_edge"] - 1
     if energy is None and "photon_energy" in crystals.coords:
-        energy = crystals["photon_energy"].values
-    return _energies(geometry.photon_energy if energy is None else energy, crystals.sizes["row_edge"] - 1)
+        energy = crystals["photon_energy"].values.astype(np.float64)
+        energy = np.where(np.isnan(energy), np.nan if known is None else known, energy)
+        needed = energy[np.diff(crystals["offset"].values) > 0]  # where there is no crystal nothing depends on it
+        _energies(needed, len(needed))
+        return np.asarray(energy)
+    return _energies(known if energy is None else energy, events)
 
 
 def _energies(energy: Any, events: int) -> Array:
@@ -136,7 +140,7 @@ def _energies(energy: Any, events: int) -> Array:
     values = np.asarray(energy, np.float64)
     if values.ndim and len(values) != events:
         raise ArgumentError(
-            f"photon_energy: {len(values)} values for {events} events of a block; make it a coordinate of the peaks"
+            f"photon_energy: {len(values)} values for {events} events of a block; make it a coordinate of the events"
         )
     if not (np.isfinite(values) & (values > 0)).all():
         raise ArgumentError("photon_energy: is not above zero [eV] for every event")

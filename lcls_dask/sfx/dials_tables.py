@@ -16,11 +16,12 @@ def write(source: str, experiments_file: str, reflections_file: str) -> None:
     ----------
     source, experiments_file, reflections_file : str
     """
+    from cctbx import sgtbx
     from dials.array_family import flex
     from dxtbx.model import BeamFactory, Crystal
     from dxtbx.model.experiment_list import Experiment, ExperimentList
 
-    told = np.load(source)
+    told = dict(np.load(source))
     detectors, beams, experiments = {}, {}, ExperimentList()
     for number, identifier in enumerate(told["identifier"].tolist()):
         shift, wavelength = tuple(told["shift"][number].tolist()), float(told["wavelength"][number])
@@ -30,7 +31,7 @@ def write(source: str, experiments_file: str, reflections_file: str) -> None:
         if wavelength not in beams:
             beams[wavelength] = BeamFactory.make_beam(sample_to_source=(0, 0, -1), wavelength=wavelength)
         axes = (tuple(axis) for axis in told["axes"][number].tolist())
-        crystal = Crystal(*axes, space_group_symbol=str(told["space_group"]))
+        crystal = Crystal(*axes, space_group=sgtbx.space_group(str(told["hall"])))
         experiments.append(
             Experiment(beam=beams[wavelength], detector=detectors[shift], crystal=crystal, identifier=identifier)
         )
@@ -90,17 +91,32 @@ def read(target: str, experiments_file: str, reflections_file: str) -> None:
                                  f"intensity.{kind}.variance") if name not in table]  # fmt: skip
     if missing:
         raise SystemExit(f"the reflections have no column {missing[0]}; integrate them first")
+    # an id is of the experiment that has its identifier, and not always of the one with that number
+    places = {one.identifier: number for number, one in enumerate(experiments)}
+    given = dict(table.experiment_identifiers())
+    owner = np.array(table["id"], np.int64)
+    if given:
+        unknown = sorted(set(given.values()) - set(places))
+        if unknown:
+            raise SystemExit(f"the reflections are of an experiment {unknown[0]!r} that there is not")
+        of = {number: places[identifier] for number, identifier in given.items()}
+        owner = np.array([of.get(number, -1) for number in owner.tolist()], np.int64)
     flags = flex.reflection_table.flags
     done = table.get_flags(flags.integrated_sum if kind == "sum" else flags.integrated_prf)
     n = len(table)
-    groups = {one.crystal.get_space_group().type().lookup_symbol() for one in experiments}
+    groups = {one.crystal.get_space_group().type().hall_symbol() for one in experiments}
+    panels = max((len(one.detector) for one in experiments), default=0)
+    if any(len(one.detector) != panels for one in experiments):
+        raise SystemExit("the experiments have detectors of different numbers of panels; split them first")
     np.savez(
         target,
         matrix=np.array([np.array(one.crystal.get_A()).reshape(3, 3).T for one in experiments]).reshape(-1, 3, 3),
         wavelength=np.array([one.beam.get_wavelength() for one in experiments], np.float64),
         identifier=np.array([one.identifier for one in experiments], np.str_),
-        space_group=np.array(sorted(groups), np.str_),
-        id=np.array(table["id"], np.int64),
+        hall=np.array(sorted(groups), np.str_),
+        beam=np.array([one.beam.get_s0() for one in experiments]).reshape(-1, 3),
+        origin=np.array([[p.get_origin() for p in one.detector] for one in experiments]).reshape(-1, panels, 3),
+        id=owner,
         hkl=np.array(list(table["miller_index"]), np.int32).reshape(n, 3),
         panel=np.array(table["panel"], np.int64),
         place=np.array(table["xyzcal.px"], np.float64).reshape(n, 3)[:, :2],
@@ -108,7 +124,7 @@ def read(target: str, experiments_file: str, reflections_file: str) -> None:
         variance=np.array(table[f"intensity.{kind}.variance"], np.float64),
         background=np.array(table["background.mean"], np.float64) if "background.mean" in table else np.full(n, np.nan),
         integrated=np.array(done, np.bool_),
-        panels=np.int64(max((len(one.detector) for one in experiments), default=0)),
+        panels=np.int64(panels),
     )
 
 

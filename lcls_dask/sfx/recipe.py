@@ -167,6 +167,8 @@ class Tools:
             raise ArgumentError(f"{settings.geometry}: tells no photon energy; give --photon-energy, in eV")
         good = None if settings.mask is None else _mask_of(Path(settings.mask), geometry.shape)
         calibration = None
+        if settings.configuration is not None and (settings.kind != "epix10ka" or settings.constants is None):
+            raise ArgumentError("configuration: is of an ePix10ka, and for its constants; give both, or leave it out")
         if settings.constants is not None:
             constants = read_constants(settings.constants).of_run(run)
             if constants.shape != geometry.shape:
@@ -322,7 +324,8 @@ def _tools(settings: Settings, run: int, digest: str) -> Tools:
     made = Tools.of(settings, run)
     if made.digest != digest:
         raise ArgumentError(
-            f"{settings.geometry}, or the constants, mask or cell: have other contents here than when the run was "
-            "begun, or lcls_dask has another version; keep them as they are until it ends, and the same for all workers"
+            f"{settings.geometry}, or the constants, configuration, mask or cell: have other contents here than when "
+            "the run was begun, or lcls_dask has another version; keep them as they are until it ends, and the same "
+            "for all workers"
         )
     return made
