@@ -131,10 +131,8 @@ def _arrays(
     beam = geometry.place(segment, row, column)
     beam[:, :2] += shift[owner]
     hkl = np.stack([reflections[name].values for name in "hkl"], axis=1).astype(np.int32)
-    vectors = _square(geometry) * 1e3
-    starts = np.array([(one.column0, one.row0) for one in geometry.panels])
-    # of DIALS' panels the origin is the corner of their first pixel
-    vectors[:, 2] += ((starts[:, :, None] - 0.5) * vectors[:, :2]).sum(axis=1)
+    vectors, starts = _square(geometry) * 1e3, _starts(geometry)
+    vectors[:, 2] = _corners(vectors, starts)
     pixel = np.linalg.norm(vectors[:, :2], axis=2)
     place = np.stack([column, row], axis=1) - starts[panel] + 0.5
     still = event[owner] + 0.5
@@ -160,6 +158,17 @@ def _arrays(
         "background.mean": reflections["background"].values.astype(np.float64),
         "d": 1 / np.linalg.norm(np.einsum("ni,nij->nj", hkl, matrix[owner]), axis=1),
     }
+
+
+def _starts(geometry: Geometry) -> Array:
+    """First column and row of each panel within its segment: (panels, 2) int64."""
+    return np.array([(one.column0, one.row0) for one in geometry.panels], np.int64)
+
+
+def _corners(vectors: Array, starts: Array) -> Array:
+    """Where DIALS has the origin of a panel: the corner of its first pixel, not the centre of its segment's first."""
+    corners: Array = vectors[:, 2] + ((starts[:, :, None] - 0.5) * vectors[:, :2]).sum(axis=1)
+    return corners
 
 
 def _square(geometry: Geometry) -> Array:
@@ -262,15 +271,12 @@ def _along_z(found: dict[str, Array], path: Path) -> dict[str, Array]:
 
 def _shifts(origin: Array, geometry: Geometry, path: Path) -> Array:
     """How far each detector is from the geometry's, across the beam."""
-    vectors = geometry.vectors
-    starts = np.array([(one.column0, one.row0) for one in geometry.panels])
-    corners = vectors[:, 2] + ((starts[:, :, None] - 0.5) * vectors[:, :2]).sum(axis=1)
-    away = origin * 1e-3 - corners
+    away = origin * 1e-3 - _corners(geometry.vectors, _starts(geometry))
     shift: Array = away[:, 0, :2]
     aside = np.abs(away[..., :2] - shift[:, None]).max(initial=0.0)
     along = np.abs(away[..., 2]).max(initial=0.0)
     # where a distance was refined, it is some 1e-3 of it
-    if aside > 0.5 * np.linalg.norm(vectors[0, 0]) or along > 0.01 * geometry.distance:
+    if aside > 0.5 * np.linalg.norm(geometry.vectors[0, 0]) or along > 0.01 * geometry.distance:
         far = 1e3 * max(aside, along)
         raise FormatError(f"{path}: its panels lie up to {far:.3g} mm elsewhere than the geometry's")
     return shift
@@ -285,8 +291,8 @@ def _tables(found: dict[str, Array], geometry: Geometry | None, path: Path) -> D
     segment, shift = panel, np.full((count, 2), np.nan)
     if geometry is not None:
         shift = _shifts(found["origin"], geometry, path)
-        of = np.array([(one.segment, one.column0, one.row0) for one in geometry.panels])[panel]
-        segment, place = of[:, 0], place + of[:, 1:]
+        segment = np.array([one.segment for one in geometry.panels])[panel]
+        place = place + _starts(geometry)[panel]
     columns = (
         {"offset": offset}
         | {name: found["hkl"][rows, axis] for axis, name in enumerate("hkl")}
