@@ -131,12 +131,14 @@ def test_common_mode_is_taken_off(kind: str, stretch: tuple[int, int]) -> None:
 def test_peaks_of_raw_frames_in_one_pass_are_those_of_calibrated_ones() -> None:
     geometry, told = small(), constants()
     random = np.random.default_rng(0)
-    photons = np.stack([frame(geometry, seed, peaks=20, level=2)[0] for seed in range(4)])
+    photons = np.stack([frame(geometry, seed, peaks=20, level=2)[0] for seed in range(11)])  # 4 are taken in together
     assert told.gain is not None
     raw = np.rint(told.pedestal[0] + photons * told.gain[0] * 9.5 / 4 + random.normal(0, 5, photons.shape))
     raw = np.clip(raw, 0, 16383).astype(np.uint16)
-    there = np.ones((4, 2), bool)
-    there[1, 1] = False
+    switched = random.random(raw.shape) < 0.01  # to the second stage of gain, and pixels without a number among them
+    raw[switched] = random.integers(1 << 14, 3 << 14, switched.sum())
+    there = np.ones((11, 2), bool)
+    there[5, 1] = False
     array = xr.DataArray(raw, {"present": (("event", "segment"), there)}, ("event", "segment", "row", "column"))
     for mode in (None, "row"):
         calibration = sfx.Calibration(told, photon_energy=9500.0, common_mode=mode)

@@ -15,7 +15,7 @@ from lcls_dask import sfx
 from lcls_dask.errors import ArgumentError
 from lcls_dask.reduce.ragged import Ragged, rows_of
 from lcls_dask.sfx.geometry.model import Geometry
-from lcls_dask.sfx.kernels.rings import full, room
+from lcls_dask.sfx.kernels.rings import room, strong
 from lcls_dask.sfx.rings import radii, rings_of
 
 Array = np.ndarray[Any, Any]
@@ -102,12 +102,14 @@ def test_one_pass_is_five_passes(kind: str) -> None:
         threshold = -4900.0
     rings = rings_of(geometry, random.random(geometry.shape) > 0.05, 10, np.inf)
     found, scratch = room(rings)
-    above = full(values.reshape(-1), rings, min_snr, threshold, found, scratch)
+    above = strong("full", values.reshape(-1), rings, min_snr, threshold, found, scratch)
     mean, sigma, high = five_passes(values.reshape(-1), rings.ring, rings.number.size, min_snr, threshold)
     np.testing.assert_allclose(found.mean, mean, rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(found.sigma, sigma, rtol=1e-6, atol=1e-6)
-    strong = values.reshape(-1) > np.append(high, np.inf)[rings.ring]
-    np.testing.assert_array_equal(scratch.pixels[:above], np.flatnonzero(strong & np.isfinite(values.reshape(-1))))
+    expected = values.reshape(-1) > np.append(high, np.inf)[rings.ring]
+    np.testing.assert_array_equal(
+        scratch.taken.pixels[:above], np.flatnonzero(expected & np.isfinite(values.reshape(-1)))
+    )
 
 
 @pytest.fixture(scope="module")

@@ -19,13 +19,17 @@ from .frames import as_float32, as_frames, fits, present_of, ragged, told_of, wh
 from .geometry.model import Geometry
 from .kernels.frames import Stages
 from .kernels.peaks import Panels, Peaks
-from .kernels.rings import Rings
+from .kernels.rings import Statistics
+from .kernels.sweep import Rings
 from .masks import good_pixels
 from .rings import rings_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 STATISTICS = ("full", "sampled")
+
+#: Raw frames that are taken in together.
+TOGETHER = 4
 
 _COLUMNS = {
     "fs": (np.float32, "pixel", "column, centres of pixels are whole numbers"),
@@ -85,58 +89,79 @@ class Finder:
     settings : Settings
     stages : Stages or None
         Of raw frames.
+    sample : Stages or None
+        Those of the pixels that the first limits are of.
     """
 
     rings: Rings
     panels: Panels
     settings: Settings
     stages: Stages | None = None
+    sample: Stages | None = None
 
     @classmethod
     def of(cls, geometry: Geometry, mask: Array | None, settings: Settings, stages: Stages | None) -> "Finder":
         """Make one of a geometry; the mask is True for pixels that count."""
+        from .kernels.rings import sample_of
+
         bounds = sorted((p.segment, p.row0, p.row1, p.column0, p.column1) for p in geometry.panels)
         panels = np.array(bounds, np.int64).reshape(-1, 5)
         first = np.searchsorted(panels[:, 0], np.arange(geometry.shape[0] + 1))
         rings = rings_of(geometry, mask, settings.min_radius, settings.max_radius)
-        return cls(rings, Panels(panels, first), settings, stages)
+        if stages is None:
+            return cls(rings, Panels(panels, first), settings)
+        sample = sample_of(rings, settings.statistics)
+        pedestal, factor = sample.of(stages.pedestal), sample.of(stages.factor)
+        return cls(rings, Panels(panels, first), settings, stages, stages._replace(pedestal=pedestal, factor=factor))
 
     def find(self, values: Array, coords: xr.Dataset) -> tuple[Array, dict[str, Array]]:
         """Numbers of peaks (event, segment), and their columns, of a block of frames."""
         from .kernels.peaks import find_peaks
-        from .kernels.rings import full, of_samples, room
 
         settings, shape = self.settings, values.shape[1:]
-        # of a whole number in place of a real one, everything would be compiled once more
-        limits = float(settings.min_snr), float(settings.threshold)
-        told = limits[0], settings.min_pixels, settings.max_pixels, 2 * settings.background_radius
-        strong = full if settings.statistics == "full" else of_samples
-        found, scratch = room(self.rings)
+        told = float(settings.min_snr), settings.min_pixels, settings.max_pixels, 2 * settings.background_radius
         measured, count = np.empty(4), np.zeros(values.shape[:2], np.int32)
         parts: list[Peaks] = [Peaks(*(np.empty(0, dtype) for dtype, _, _ in _COLUMNS.values()))]
-        for event, frame in enumerate(self._calibrated(values, coords)):
-            above = strong(frame, self.rings, *limits, found, scratch)
+        for event, (frame, above, found, pixels) in enumerate(self._strong(values, coords)):
             members = np.empty((5, above), np.int32)
             out = Peaks(*(np.empty(above // settings.min_pixels, dtype) for dtype, _, _ in _COLUMNS.values()))
             many = find_peaks(
-                frame, shape, self.rings, self.panels, told, above, found, scratch.pixels, members, measured,
-                count[event], out,
-            )  # fmt: skip
+                frame, shape, self.rings, self.panels, told, above, found, pixels, members, measured, count[event], out
+            )
             parts.append(Peaks(*(column[:many].copy() for column in out)))
         return count, {name: np.concatenate([getattr(part, name) for part in parts]) for name in _COLUMNS}
 
-    def _calibrated(self, values: Array, coords: xr.Dataset) -> Iterator[Array]:
-        """Frames one by one, flat; raw ones in room that all share, as what is in the cache is read once more."""
-        if self.stages is None:
-            yield from (frame.reshape(-1) for frame in as_float32(values, coords))
-            return
+    def _strong(self, values: Array, coords: xr.Dataset) -> Iterator[tuple[Array, int, Statistics, Array]]:
+        """Frame by frame: its pixels, how many are strong, the statistics of its rings, and first the strong pixels."""
         from .kernels.frames import calibrate_frame, room
+        from .kernels.rings import room as rings_room
+        from .kernels.rings import strong, strong_of_raw
 
-        present, frame, aside = present_of(coords, values.shape[:2]), _frame(self.rings.ring.size), room(self.stages)
-        for raw, there in zip(np.ascontiguousarray(values), present, strict=True):
-            calibrate_frame(raw, self.stages, aside, frame)
-            frame.reshape(raw.shape)[~there] = np.nan
-            yield frame
+        # of a whole number in place of a real one, everything would be compiled once more
+        limits = float(self.settings.min_snr), float(self.settings.threshold)
+        rooms, method = tuple(rings_room(self.rings) for _ in range(TOGETHER)), self.settings.statistics
+        found, scratch = rooms[0]
+        stages, sample = self.stages, self.sample
+        if stages is None or sample is None:
+            for frame in map(np.ravel, as_float32(values, coords)):
+                yield frame, strong(method, frame, self.rings, *limits, found, scratch), found, scratch.taken.pixels
+            return
+        frames, aside = _frames(self.rings.ring.size), room(stages)
+        raw, present = np.ascontiguousarray(values), present_of(coords, values.shape[:2])
+        for first in range(0, len(raw), TOGETHER):
+            some, there = raw[first : first + TOGETHER], present[first : first + TOGETHER]
+            if there.all() and not stages.limit:
+                counts = strong_of_raw(
+                    method, some.reshape(len(some), -1), stages, sample, self.rings, *limits, frames, rooms
+                )
+                for frame, above, (found, scratch) in zip(frames, counts, rooms, strict=False):
+                    yield frame, above, found, scratch.taken.pixels
+                continue
+            frame, (found, scratch) = frames[0], rooms[0]
+            for one, segments in zip(some, there, strict=True):
+                calibrate_frame(one, stages, aside, frame)
+                frame.reshape(one.shape)[~segments] = np.nan
+                yield frame, strong(method, frame, self.rings, *limits, found, scratch), found, scratch.taken.pixels
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,11 +206,11 @@ _MADE: OrderedDict[str, Finder] = OrderedDict()
 _kept = threading.local()
 
 
-def _frame(size: int) -> Array:
-    """Room for a calibrated frame, which a thread keeps: getting memory anew costs as much as filling it."""
-    if getattr(_kept, "frame", np.empty(0)).size != size:
-        _kept.frame = np.empty(size, np.float32)
-    kept: Array = _kept.frame
+def _frames(size: int) -> Array:
+    """Room for calibrated frames, which a thread keeps: getting memory anew costs as much as filling it."""
+    if getattr(_kept, "frames", np.empty((0, 0))).shape[1] != size:
+        _kept.frames = np.empty((TOGETHER, size), np.float32)
+    kept: Array = _kept.frames
     return kept
 
 

@@ -5,8 +5,10 @@ from typing import Any
 import numpy as np
 
 from ..errors import ArgumentError
+from ..reduce.kernels.masks import BLOCK
 from .geometry.model import Geometry
-from .kernels.rings import BLOCK, GROUP, Rings
+from .kernels.rings import GROUP
+from .kernels.sweep import Rings, Sample
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -88,8 +90,6 @@ def rings_of(geometry: Geometry, good: Array | None, least: float, most: float) 
     count = np.bincount(number, minlength=rings + 1)[:rings]
     edge = np.concatenate([[0], np.cumsum(count)])
     group_edge = edge[np.minimum(np.arange(0, rings + GROUP, GROUP), rings)]
-    sample, sample_edge = _sample(order, edge, SAMPLE)
-    coarse, coarse_edge = _sample(order, group_edge, COARSE)
     first = padded.reshape(blocks, BLOCK).min(axis=1)
     return Rings(
         number.astype(np.uint16),
@@ -97,14 +97,12 @@ def rings_of(geometry: Geometry, good: Array | None, least: float, most: float) 
         first.astype(np.int32),
         last.astype(np.int32),
         np.floor(np.log2(np.maximum(last - first + 1, 1))).astype(np.int32),
-        sample,
-        sample_edge,
-        coarse,
-        coarse_edge,
+        _sample(order, edge, SAMPLE),
+        _sample(order, group_edge, COARSE),
     )
 
 
-def _sample(order: Array, edge: Array, most: int) -> tuple[Array, Array]:
+def _sample(order: Array, edge: Array, most: int) -> Sample:
     """At most so many random pixels of each group, in the order of the frame."""
     random = np.random.default_rng(0)
     parts = []
@@ -112,4 +110,6 @@ def _sample(order: Array, edge: Array, most: int) -> tuple[Array, Array]:
         pixels = order[first:last]
         parts.append(np.sort(random.choice(pixels, most, replace=False)) if len(pixels) > most else np.sort(pixels))
     sizes = [len(part) for part in parts]
-    return np.concatenate(parts), np.concatenate([[0], np.cumsum(sizes)])
+    pixels = np.concatenate(parts)
+    place = np.argsort(pixels, kind="stable").astype(np.int32)
+    return Sample(pixels[place], place, np.concatenate([[0], np.cumsum(sizes)]))

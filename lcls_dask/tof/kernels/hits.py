@@ -11,8 +11,8 @@ import math
 import numpy as np
 from numba import njit
 
-from . import compiled, inlined
-from .masks import BLOCK, WIDE, at_most, first_bit, greatest, least
+from ...reduce.kernels.loops import compiled, inlined
+from ...reduce.kernels.masks import BLOCK, WIDE, at_most, first_bit, greatest, least
 from .pulses import measure, next_pulse
 
 #: Samples of signal on both sides of a stretch above the threshold, at least: the foot of a pulse.

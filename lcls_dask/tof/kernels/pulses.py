@@ -8,8 +8,8 @@ counts and behind the last, since masks reach there.
 import numpy as np
 from numba import njit
 
-from . import compiled, inlined
-from .masks import BLOCK, at_most, first_bit, last_bit
+from ...reduce.kernels.loops import compiled, inlined
+from ...reduce.kernels.masks import BLOCK, at_most, first_bit, last_bit
 
 LEADING_EDGE, DYNAMIC_LEADING_EDGE, CFD, MATCHED = range(4)
 

@@ -1,9 +1,10 @@
-"""Comparisons of 64 samples at once, as bits of one number: what vector instructions give, and loops over bits need.
+"""Comparisons of 64 samples, or pixels, at once, as bits of one number: what vector instructions give, and loops over
+bits need.
 
 numba turns loops into vector instructions where it can; a mask is not among what it can, so it is written for LLVM.
 """
 
-from typing import Any
+from typing import Any, cast
 
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
@@ -12,6 +13,21 @@ from numba.np.arrayobj import make_array
 
 #: Samples of a mask, and those that are looked at together where there is nothing.
 BLOCK, WIDE = 64, 512
+
+
+def _lanes(context: Any, builder: Any, kind: Any, array: Any, place: Any) -> Any:
+    """64 numbers of an array."""
+    vector = ir.VectorType(context.get_data_type(kind.dtype), BLOCK)
+    make: Any = make_array
+    pointer = builder.gep(make(kind)(context, builder, array).data, [place])
+    return builder.load(builder.bitcast(pointer, vector.as_pointer()), align=kind.dtype.bitwidth // 8)
+
+
+def _same(builder: Any, number: Any, vector: Any) -> Any:
+    """One number 64 times."""
+    nothing, first = ir.Constant(vector, ir.Undefined), ir.Constant(ir.IntType(32), 0)
+    places = ir.Constant(ir.VectorType(ir.IntType(32), BLOCK), [0] * BLOCK)
+    return builder.shuffle_vector(builder.insert_element(nothing, number, first), nothing, places)
 
 
 @intrinsic
@@ -34,13 +50,8 @@ def at_most(_: Any, samples: Any, at: Any, limit: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         array, place, limit = arguments
-        vector = ir.VectorType(context.get_data_type(dtype), BLOCK)
-        make: Any = make_array
-        pointer = builder.gep(make(signature.args[0])(context, builder, array).data, [place])
-        values = builder.load(builder.bitcast(pointer, vector.as_pointer()), align=dtype.bitwidth // 8)
-        nothing, first = ir.Constant(vector, ir.Undefined), ir.Constant(ir.IntType(32), 0)
-        places = ir.Constant(ir.VectorType(ir.IntType(32), BLOCK), [0] * BLOCK)
-        limits = builder.shuffle_vector(builder.insert_element(nothing, limit, first), nothing, places)
+        values = _lanes(context, builder, signature.args[0], array, place)
+        limits = _same(builder, limit, values.type)
         if isinstance(dtype, types.Float):
             bits = builder.fcmp_ordered("<=", values, limits)
         else:
@@ -48,6 +59,34 @@ def at_most(_: Any, samples: Any, at: Any, limit: Any) -> Any:
         return builder.bitcast(bits, ir.IntType(BLOCK))
 
     return types.uint64(samples, types.intp, dtype), generate
+
+
+@intrinsic
+def outside(_: Any, pixels: Any, at: Any, low: Any, high: Any) -> Any:
+    """Which of 64 numbers from `at` on are not from `low` to `high`; NaN is not.
+
+    Parameters
+    ----------
+    pixels : (n,) float array
+        Contiguous; all 64 must be there, which is not checked.
+    at : int
+    low, high : float
+        Of the array's dtype.
+
+    Returns
+    -------
+    uint64
+    """
+    dtype = pixels.dtype
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array, place, low, high = arguments
+        values = _lanes(context, builder, signature.args[0], array, place)
+        below = builder.fcmp_unordered("<", values, _same(builder, low, values.type))
+        above = builder.fcmp_unordered(">", values, _same(builder, high, values.type))
+        return builder.bitcast(builder.or_(below, above), ir.IntType(BLOCK))
+
+    return types.uint64(pixels, types.intp, dtype, dtype), generate
 
 
 def _extreme(sign: str) -> Any:
@@ -59,8 +98,6 @@ def _extreme(sign: str) -> Any:
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             array, place = arguments
-            make: Any = make_array
-            data = make(signature.args[0])(context, builder, array).data
 
             def further(one: Any, other: Any) -> Any:
                 if isinstance(dtype, types.Float):
@@ -68,11 +105,10 @@ def _extreme(sign: str) -> Any:
                 compare = builder.icmp_signed if dtype.signed else builder.icmp_unsigned
                 return builder.select(compare(sign, one, other), one, other)
 
-            lanes, whole = BLOCK, ir.VectorType(context.get_data_type(dtype), BLOCK)
-            found: Any = None
+            lanes, found = BLOCK, cast(Any, None)
             for k in range(0, WIDE, BLOCK):
-                pointer = builder.gep(data, [builder.add(place, ir.Constant(place.type, k))])
-                values = builder.load(builder.bitcast(pointer, whole.as_pointer()), align=dtype.bitwidth // 8)
+                at = builder.add(place, ir.Constant(place.type, k))
+                values = _lanes(context, builder, signature.args[0], array, at)
                 found = values if found is None else further(found, values)
             while lanes > 1:  # halves with one another
                 lanes //= 2
