@@ -90,6 +90,14 @@ $(VENV)/.slurm: $(VENV)/.installed
 	 else echo "there is no Slurm (apt-get install slurmctld slurmd slurm-client munge): clusters are tested without it" >$@; \
 	 fi
 
+# the library whose merging ours is compared with; it takes an older pandas, so it has an environment of its own
+$(VENV)/.merging: $(VENV)/.installed
+	@if { $(PYTHON) -m venv $(VENV)/referee && $(VENV)/referee/bin/python -m pip install --quiet reciprocalspaceship; } >$@.log 2>&1; \
+	 then : >$@; \
+	 else rm -rf $(VENV)/referee; \
+	   echo "reciprocalspaceship could not be installed (see $@.log): merging is NOT compared with it" >$@; \
+	 fi
+
 # the program whose indexing ours is compared with
 $(VENV)/.dials: $(VENV)/.installed
 	@$(call APT,dials.index,--no-install-recommends dials)
@@ -120,7 +128,7 @@ lint: $(VENV)/.installed
 	$(BIN)/mypy
 	$(BIN)/numpydoc lint $(PUBLIC)
 
-test: $(VENV)/.psana $(VENV)/.chromium $(VENV)/.postgresql $(VENV)/.slurm $(VENV)/.faketime $(VENV)/.zarrita lint $(VENV)/.compiled
+test: $(VENV)/.psana $(VENV)/.chromium $(VENV)/.postgresql $(VENV)/.slurm $(VENV)/.faketime $(VENV)/.zarrita $(VENV)/.merging lint $(VENV)/.compiled
 	@$(ABSENT)
 	$(BIN)/python -m pytest -n 3 -m "not long"
 
