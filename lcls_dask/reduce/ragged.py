@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
+from uuid import uuid4
 
 import dask.array as da
 import numpy as np
@@ -90,7 +91,7 @@ class Ragged(DaskMethodsMixin):
                 "this Dataset is no ragged result: it has no variable offset (row_edge); "
                 "of a run's digitizer node make one by lcls_dask.tof.windows"
             )
-        name = f"ragged-{tokenize(dataset)}"
+        name = f"ragged-{uuid4().hex}"  # not of the values: all memory would be read for it
         events = (dataset.sizes["row_edge"] - 1) // max(_beside(dataset)[1], 1)
         return cls({(name, 0): dataset}, name, (events,), empty_like(dataset))
 

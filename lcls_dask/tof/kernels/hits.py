@@ -285,7 +285,7 @@ def find_hits(
     longest = 0
     for r in range(start.size):
         longest = max(longest, sample_edge[r + 1] - sample_edge[r])
-    x, y = np.zeros(longest + 2 * reach + 4 * BLOCK), np.empty(BLOCK)
+    x = np.zeros(longest + 2 * reach + 4 * BLOCK)
     pattern = np.empty((-(-BLOCK // cores) + 1) * cores)
     scratch, base, limit = np.empty(max(1, pretrigger)), np.empty(cores), np.empty(1, samples.dtype)
     found, told = np.empty(3, np.int64), np.empty(3)
@@ -330,7 +330,7 @@ def find_hits(
                     end = _stretch(samples, begin, n, i, pattern, phase, cores, factor, reach, under, x)
                 at, low = BLOCK, i - reach - BLOCK
                 while at < end and next_pulse(x, at, end, threshold, found):
-                    measure(x, BLOCK, end, found, method, threshold, fraction, delay, template, slope, y, told)
+                    measure(x, BLOCK, end, found, method, threshold, fraction, delay, template, slope, told)
                     at = found[2]
                     when = start[r] + low + told[0]
                     if when - last_time < dead_time:

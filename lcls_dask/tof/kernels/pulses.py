@@ -1,15 +1,14 @@
 """Pulses in a stretch of signal: where they are, and four ways to tell their times.
 
 The signal is positive, free of its baseline, and zero beyond the record. Times are in samples. Innermost indices are
-unsigned, as signed ones are first looked at for a sign. Arrays of signal have `BLOCK` values before the first one that
-counts and behind the last, since masks reach there.
+unsigned, as signed ones are first looked at for a sign. What is looked for lies a few samples off the maximum, so it is
+gone to one by one: masks of many samples take longer. What is not a number is not at a level, nor below.
 """
 
 import numpy as np
 from numba import njit
 
 from ...reduce.kernels.loops import compiled, inlined
-from ...reduce.kernels.masks import BLOCK, at_most, first_bit, last_bit
 
 LEADING_EDGE, DYNAMIC_LEADING_EDGE, CFD, MATCHED = range(4)
 
@@ -79,24 +78,19 @@ def _zero(a, b, c, d):
 @inlined
 def _last_at_most(x, begin, at, level):
     """The last sample before `at` that is `level` or less; ``begin - 1`` where there is none from `begin` on."""
-    while at > begin:
-        at -= BLOCK
-        mask = at_most(x, at, level)
-        if mask:
-            return max(at + last_bit(mask), begin - 1)
-    return begin - 1
+    at -= 1
+    while at >= begin and not x[np.uint64(at)] <= level:
+        at -= 1
+    return at
 
 
 @inlined
 def _first_at_most(x, at, end, level):
     """The first sample behind `at` that is `level` or less; `end` where there is none before."""
     at += 1
-    while at < end:
-        mask = at_most(x, at, level)
-        if mask:
-            return min(at + first_bit(mask), end)
-        at += BLOCK
-    return end
+    while at < end and not x[np.uint64(at)] <= level:
+        at += 1
+    return at
 
 
 @inlined
@@ -123,21 +117,14 @@ def _crossing(x, low, i, fraction, delay):
 
 
 @inlined
-def _constant_fraction(x, low, begin, at, fraction, delay, y):
+def _constant_fraction(x, low, begin, at, fraction, delay):
     """Where ``x(t) - fraction * x(t + delay)`` rises through zero, nearest before the maximum `at`."""
-    while True:
-        first = at + 1 - BLOCK
-        for j in range(BLOCK):
-            k = np.uint64(first + j)
-            y[np.uint64(j)] = x[k] - fraction * x[k + np.uint64(delay)]
-        below = at_most(y, 0, 0.0)
-        rises = below & ~(below >> np.uint64(1)) & np.uint64(0x7FFFFFFFFFFFFFFF)
-        i = first + last_bit(rises)
-        if rises and i >= begin:
-            return i + _crossing(x, low, i, fraction, delay)
-        if first <= begin:
-            return float(begin)
-        at = first
+    i = at
+    while i >= begin and x[np.uint64(i)] - fraction * x[np.uint64(i + delay)] <= 0.0:
+        i -= 1
+    while i >= begin and not x[np.uint64(i)] - fraction * x[np.uint64(i + delay)] <= 0.0:
+        i -= 1
+    return i + _crossing(x, low, i, fraction, delay) if i >= begin else float(begin)
 
 
 @njit(cache=True, nogil=True, fastmath={"reassoc"})  # so that it is done in vectors
@@ -177,7 +164,7 @@ def _width(x, at, low, end, level):
 
 
 @inlined
-def measure(x, low, high, found, method, threshold, fraction, delay, template, slope, y, told):
+def measure(x, low, high, found, method, threshold, fraction, delay, template, slope, told):
     """Time, height and width of a pulse.
 
     Parameters
@@ -193,8 +180,6 @@ def measure(x, low, high, found, method, threshold, fraction, delay, template, s
     delay : int
     template, slope : (2 k + 1,) float64
         Pulse of height one about its maximum, and minus its derivative... of `MATCHED` alone.
-    y : (BLOCK,) float64
-        Room.
     told : (3,) float64
         Out: time, height, full width at half of the height.
     """
@@ -210,7 +195,7 @@ def measure(x, low, high, found, method, threshold, fraction, delay, template, s
     elif method == DYNAMIC_LEADING_EDGE:
         time = _edge(x, begin, at, fraction * height)
     elif method == CFD:
-        time = _constant_fraction(x, low, begin, at, fraction, delay, y)
+        time = _constant_fraction(x, low, begin, at, fraction, delay)
     else:
         time, fitted = _matched(x, low, high, begin, end, at, slope)
         if fitted:
