@@ -8,19 +8,20 @@ from lcls_dask.security import load_identity
 from lcls_dask.security.tls import client_context
 from tests.gateway_rig import Facility
 
-from .served import CHUNK, FRAME, served_run, serving
+from .served import CHUNK, FRAME, NAME, served_run, serving
 from .timing import Setting, interleaved, ratio, show
 
-#: Sends as many chunks as it was told to, to whoever connects with a certificate; nothing else.
+#: Sends what is in the files of a folder, which it holds in memory, to whoever connects with a certificate.
 _SERVER = """
-import socket, sys
+import pathlib, socket, sys
 from lcls_dask.security import load_identity, server_context
-context, chunk = server_context(load_identity(sys.argv[1])), bytes(range(256)) * (int(sys.argv[3]) // 256)
+context = server_context(load_identity(sys.argv[1]))
+chunks = [path.read_bytes() for path in pathlib.Path(sys.argv[2]).rglob("c/*/0/0")]
 server = socket.create_server(("127.0.0.1", 0))
 print(server.getsockname()[1], flush=True)
 while True:
     with context.wrap_socket(server.accept()[0], server_side=True) as connection:
-        for _ in range(int(sys.argv[2])):
+        for chunk in chunks:
             connection.sendall(chunk)
 """
 
@@ -29,7 +30,7 @@ def run(setting: Setting) -> None:
     """Measure."""
     frames = setting.size(512, 16)
     size = frames * FRAME
-    with served_run(setting, frames) as run, serving(_SERVER, run.facility.gateway, size // CHUNK, CHUNK) as port:
+    with served_run(setting, frames) as run, serving(_SERVER, run.facility.gateway, run.store / NAME) as port:
         timings = interleaved(
             setting.repeats,
             {

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from tornado.ioloop import IOLoop
 from tornado.iostream import SSLIOStream, StreamClosedError
 
 from ..errors import AccessError, LclsError
@@ -31,8 +32,6 @@ SWEEP = 2.0
 #: A body up to this size goes out together with its head.
 _SMALL = 64 << 10
 _READ = 16 << 10
-#: Bytes that TLS is given at a time: as many as Tornado does, since it must be able to go on with them.
-_AT_ONCE = 128 << 10
 #: Bytes after which other connections have their turn.
 _TURN = 4 << 20
 #: Connections that are accepted before others have their turn; seconds without, where there is no descriptor for one.
@@ -51,6 +50,7 @@ class _Stream(SSLIOStream):
     """
 
     _told = False
+    _writable: asyncio.Future[None] | None = None
 
     def _handle_read(self) -> None:
         self._told = True
@@ -89,18 +89,46 @@ class _Stream(SSLIOStream):
         ------
         StreamClosedError
         """
-        for at in range(0, len(data), _AT_ONCE):
-            if self.closed():
-                raise StreamClosedError
-            piece = data[at : at + _AT_ONCE]
-            try:
-                self.socket.send(piece)  # all of it or nothing
-            except ssl.SSLWantWriteError:
-                await self.write(piece)  # TLS wants the same bytes again
-            except OSError as error:
-                # with its traceback the stream, which keeps it, would be kept by it, and the memory of the body too
-                self.close(exc_info=error.with_traceback(None))
-                raise StreamClosedError(error) from error
+        while not self._sent(data):
+            await self._until_writable()
+
+    def _sent(self, data: memoryview) -> bool:
+        """Give bytes to TLS, which takes all of them, or wants to be given them again."""
+        if self.closed():
+            raise StreamClosedError
+        try:
+            self.socket.send(data)
+        except ssl.SSLWantWriteError:
+            return False
+        except OSError as error:
+            # with its traceback the stream, which keeps it, would be kept by it, and the memory of the body too
+            self.close(exc_info=error.with_traceback(None))
+            raise StreamClosedError(error) from error
+        return True
+
+    async def _until_writable(self) -> None:
+        """Wait until the client has taken some of what was sent, or has gone."""
+        self._writable = asyncio.get_running_loop().create_future()
+        self._add_io_state(IOLoop.WRITE)
+        await self._writable
+
+    def writing(self) -> bool:
+        return self._writable is not None or super().writing()
+
+    def _handle_write(self) -> None:
+        if self._writable is None:
+            super()._handle_write()
+        else:
+            self._wake()
+
+    def _signal_closed(self) -> None:
+        self._wake()
+        super()._signal_closed()
+
+    def _wake(self) -> None:
+        waiting, self._writable = self._writable, None
+        if waiting is not None and not waiting.done():
+            waiting.set_result(None)
 
 
 @dataclass(eq=False)
