@@ -12,7 +12,7 @@ from .served import CHUNK, FRAME, NAME, served_run, serving
 from .timing import Setting, interleaved, ratio, show
 
 #: Sends what is in the files of a folder, which it holds in memory, to whoever connects with a certificate.
-_SERVER = """
+SENDER = """
 import pathlib, socket, sys
 from lcls_dask.security import load_identity, server_context
 context = server_context(load_identity(sys.argv[1]))
@@ -30,7 +30,7 @@ def run(setting: Setting) -> None:
     """Measure."""
     frames = setting.size(512, 16)
     size = frames * FRAME
-    with served_run(setting, frames) as run, serving(_SERVER, run.facility.gateway, run.store / NAME) as port:
+    with served_run(setting, frames) as run, serving(SENDER, run.facility.gateway, run.store / NAME) as port:
         timings = interleaved(
             setting.repeats,
             {
