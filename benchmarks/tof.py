@@ -21,7 +21,7 @@ from lcls_dask import tof
 from lcls_dask.tof.covariance import Moments
 from lcls_dask.tof.hits import _of_waveforms
 
-from .timing import Setting, Timing, interleaved, ratio, show
+from .timing import Setting, interleaved, ratio, show
 
 Array = np.ndarray[Any, Any]
 CHANNELS, SAMPLES, SIGMA, NOISE, THRESHOLD, DELAY = 16, 3000, 3.5, 4.0, 40.0, 6
@@ -108,12 +108,12 @@ def hits(setting: Setting, values: Array, base: Array, pulses: int) -> None:
     ratio("bandwidth of cfd over reading once", timings["reading the samples once"], ours, 0.4, at_least=True)
     cores = 1e6 * CHANNELS * ours.median / rows
     print(f"  cores for 1 MHz x {CHANNELS} channels, raw{cores:14.1f}")
-    _peers(setting, values, ours)
+    _peers(setting, values, contenders["cfd, baseline of each waveform"])
 
 
-def _peers(setting: Setting, values: Array, ours: Timing) -> None:
+def _peers(setting: Setting, values: Array, ours: Callable[[], object]) -> None:
     rows = values.shape[0] * CHANNELS
-    some = min(rows, setting.size(400, 16))
+    some = min(rows, setting.size(8000, 16))
     signal = -tof.subtract_baseline(values.reshape(-1, 1, SAMPLES)[:some])[:, 0].values
     positive = np.ascontiguousarray(-signal, np.float32)
     axis = np.arange(SAMPLES, dtype=np.float64)
@@ -149,9 +149,9 @@ def _peers(setting: Setting, values: Array, ours: Timing) -> None:
         except TypeError as error:
             print(f"  SKIPPED: {name} is called otherwise in this version: {error}")
             continue
-        timing = interleaved(min(3, setting.repeats), {name: work})[name]
-        show(f"{name}, {some} waveforms", timing, events=some)
-        ratio(f"waveforms/s of cfd over {name}", timing, ours, reach, at_least=True, scale=rows / some)
+        theirs, again = interleaved(setting.repeats, {name: work, "ours": ours}).values()
+        show(f"{name}, {some} waveforms", theirs, events=some)
+        ratio(f"waveforms/s of cfd over {name}", theirs, again, reach, at_least=True, scale=rows / some)
 
 
 def fex(setting: Setting, values: Array, base: Array) -> None:
