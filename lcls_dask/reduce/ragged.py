@@ -78,6 +78,8 @@ class Ragged(DaskMethodsMixin):
     def from_dataset(cls, dataset: xr.Dataset) -> "Ragged":
         """Make one block of what ``compute()`` gave.
 
+        Its name is new each time: a Dataset that is given twice counts as two.
+
         Parameters
         ----------
         dataset : xarray.Dataset

@@ -8,6 +8,7 @@ import xarray as xr
 from dask.delayed import delayed
 
 from ..errors import ArgumentError
+from ..reduce.kernels.arrays import read_only
 from .constants.files import Remembered
 from .constants.model import Constants, PixelConstants
 from .detectors import Detector, detector_named, epix10ka_ranges
@@ -124,8 +125,8 @@ class Calibration:
                 factor[:, bad] = np.nan
         step = COMMON_MODES.get(self.common_mode or "bank", (0, 0))
         return Stages(
-            np.ascontiguousarray(pedestal, np.float32).reshape(len(pedestal), -1),
-            np.ascontiguousarray(factor, np.float32).reshape(len(factor), -1),
+            read_only(np.ascontiguousarray(pedestal, np.float32).reshape(len(pedestal), -1)),
+            read_only(np.ascontiguousarray(factor, np.float32).reshape(len(factor), -1)),
             np.array(kind.states, np.int64),
             VALUE if max(kind.states) > 0 else 0xFFFF,
             kind.bank,
@@ -239,7 +240,7 @@ def calibrate_block(values: Array, coords: xr.Dataset, stages: Stages) -> Array:
     """
     from .kernels.frames import calibrate_frame, room
 
-    raw = np.ascontiguousarray(values)
+    raw = read_only(values)
     out = np.empty(raw.shape, np.float32)
     scratch = room(stages)
     for frame, calibrated in zip(raw, out, strict=True):

@@ -13,6 +13,7 @@ from dask.base import tokenize
 from dask.delayed import delayed
 
 from ..errors import ArgumentError
+from ..reduce.kernels.arrays import read_only
 from ..reduce.ragged import Ragged, block_coordinates
 from .calibration import Calibration, checked
 from .frames import as_float32, as_frames, fits, present_of, ragged, told_of, whole_frames
@@ -28,8 +29,8 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 STATISTICS = ("full", "sampled")
 
-#: Raw frames that are taken in together.
-TOGETHER = 4
+#: Raw frames that are taken in together, as long as they take no more bytes than this when they are calibrated.
+TOGETHER, ROOM = 4, 64 << 20
 
 _COLUMNS = {
     "fs": (np.float32, "pixel", "column, centres of pixels are whole numbers"),
@@ -111,7 +112,7 @@ class Finder:
         if stages is None:
             return cls(rings, Panels(panels, first), settings)
         sample = sample_of(rings, settings.statistics)
-        pedestal, factor = sample.of(stages.pedestal), sample.of(stages.factor)
+        pedestal, factor = read_only(sample.of(stages.pedestal)), read_only(sample.of(stages.factor))
         return cls(rings, Panels(panels, first), settings, stages, stages._replace(pedestal=pedestal, factor=factor))
 
     def find(self, values: Array, coords: xr.Dataset) -> tuple[Array, dict[str, Array]]:
@@ -147,9 +148,9 @@ class Finder:
                 yield frame, strong(method, frame, self.rings, *limits, found, scratch), found, scratch.taken.pixels
             return
         frames, aside = _frames(self.rings.ring.size), room(stages)
-        raw, present = np.ascontiguousarray(values), present_of(coords, values.shape[:2])
-        for first in range(0, len(raw), TOGETHER):
-            some, there = raw[first : first + TOGETHER], present[first : first + TOGETHER]
+        raw, present = read_only(values), present_of(coords, values.shape[:2])
+        for first in range(0, len(raw), len(frames)):
+            some, there = raw[first : first + len(frames)], present[first : first + len(frames)]
             if there.all() and not stages.limit:
                 counts = strong_of_raw(
                     method, some.reshape(len(some), -1), stages, sample, self.rings, *limits, frames, rooms
@@ -208,9 +209,9 @@ _kept = threading.local()
 
 def _frames(size: int) -> Array:
     """Room for calibrated frames, which a thread keeps: getting memory anew costs as much as filling it."""
-    if getattr(_kept, "frames", np.empty((0, 0))).shape[1] != size:
-        _kept.frames = np.empty((TOGETHER, size), np.float32)
-    kept: Array = _kept.frames
+    kept: Array | None = getattr(_kept, "frames", None)
+    if kept is None or kept.shape[1] != size:
+        kept = _kept.frames = np.empty((max(1, min(TOGETHER, ROOM // (4 * max(size, 1)))), size), np.float32)
     return kept
 
 

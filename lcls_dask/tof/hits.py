@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 
 from ..errors import ArgumentError
+from ..reduce.kernels.arrays import read_only
 from ..reduce.ragged import Ragged, block_coordinates
 from .node import windows
 from .records import SAMPLE_NS, as_waveforms, from_array, whole_channels
@@ -62,7 +63,7 @@ class Finder:
 
         rows = len(record_edge) - 1
         baseline = np.ascontiguousarray(np.broadcast_to(self.baseline, (channels, self.baseline.shape[1])))
-        samples, edge, start, record_edge = map(_read_only, (samples, edge, start, record_edge))
+        samples, edge, start, record_edge = map(read_only, (samples, edge, start, record_edge))
         count = np.zeros(rows, np.int32)
         parts: list[tuple[Array, ...]] = []
         row, room = 0, 4 * rows + 64
@@ -343,13 +344,6 @@ def _template(method: str, width: float, template: Any) -> tuple[Array, Array]:
         inside = (at >= 0) & (at <= len(pulse) - 1)
         pulse, slope = np.where(inside, spline(at), 0.0), np.where(inside, -spline(at, 1), 0.0)
     return pulse / (pulse @ pulse), slope / (pulse @ pulse)
-
-
-def _read_only(array: Array) -> Array:
-    """A view that cannot be written to: numba compiles anew for what can, and workers get both."""
-    view = np.ascontiguousarray(array).view()
-    view.flags.writeable = False
-    return view
 
 
 def _of_waveforms(values: Array, coords: xr.Dataset, *, finder: Finder, told: dict[str, Any]) -> xr.Dataset:

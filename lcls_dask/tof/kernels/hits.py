@@ -2,8 +2,7 @@
 
 A record is a stretch of consecutive samples: a whole waveform, or one FEX window. Nearly all samples lie below the
 threshold, and what is done for those decides the speed: the least of 512 at a time is found without a branch, and
-masks of 64 where it is beyond. What is done for a hit comes next: its loops are over the bits of masks, since a branch
-that cannot be foretold costs as much as some 40 samples.
+masks of 64 where it is beyond. What is done for a hit comes next.
 """
 
 import math

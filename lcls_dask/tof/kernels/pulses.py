@@ -2,13 +2,15 @@
 
 The signal is positive, free of its baseline, and zero beyond the record. Times are in samples. Innermost indices are
 unsigned, as signed ones are first looked at for a sign. What is looked for lies a few samples off the maximum, so it is
-gone to one by one: masks of many samples take longer. What is not a number is not at a level, nor below.
+gone to one by one, which takes less than masks of many samples; these are for plateaus. What is no number is not at a
+level, nor below. Arrays of signal have `BLOCK` values before the first one that counts and behind the last.
 """
 
 import numpy as np
 from numba import njit
 
 from ...reduce.kernels.loops import compiled, inlined
+from ...reduce.kernels.masks import BLOCK, at_most, first_bit, last_bit
 
 LEADING_EDGE, DYNAMIC_LEADING_EDGE, CFD, MATCHED = range(4)
 
@@ -78,19 +80,36 @@ def _zero(a, b, c, d):
 @inlined
 def _last_at_most(x, begin, at, level):
     """The last sample before `at` that is `level` or less; ``begin - 1`` where there is none from `begin` on."""
+    near = max(begin, at - BLOCK)
     at -= 1
-    while at >= begin and not x[np.uint64(at)] <= level:
+    while at >= near and not x[np.uint64(at)] <= level:
         at -= 1
-    return at
+    if at >= near:
+        return at
+    at += 1
+    while at > begin:
+        at -= BLOCK
+        mask = at_most(x, at, level)
+        if mask:
+            return max(at + last_bit(mask), begin - 1)
+    return begin - 1
 
 
 @inlined
 def _first_at_most(x, at, end, level):
     """The first sample behind `at` that is `level` or less; `end` where there is none before."""
     at += 1
-    while at < end and not x[np.uint64(at)] <= level:
+    near = min(end, at + BLOCK)
+    while at < near and not x[np.uint64(at)] <= level:
         at += 1
-    return at
+    if at < near:
+        return at
+    while at < end:
+        mask = at_most(x, at, level)
+        if mask:
+            return min(at + first_bit(mask), end)
+        at += BLOCK
+    return end
 
 
 @inlined
