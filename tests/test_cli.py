@@ -240,7 +240,7 @@ def test_what_is_compiled_is_kept(
     kept = []
     for _ in range(2):
         code, out, _ = call(capsys, "compile", "--json")
-        assert (code, sorted(json.loads(out))) == (0, ["indexing", "sfx", "tof"])
+        assert (code, sorted(json.loads(out))) == (0, ["indexing", "peaks", "sfx", "tof"])
         kept.append({path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.nb?")})
     assert len(kept[0]) > 100
     assert kept[1] == kept[0]
