@@ -29,7 +29,7 @@ RATIOS = {
     "sfx": ["apart over one pass, full", "frames/s, full, over psana"],
 }
 #: Those that take long, much of it compiling loops that other tests compile too, or starting servers.
-LONG = {"cluster", "indexing", "sfx", "tof", "lclstreamer", "passthrough", "remote"}
+LONG = {"cluster", "gateway", "indexing", "sfx", "tof", "lclstreamer", "passthrough", "remote"}
 REAL = {"hsd": grow.HSD, "jungfrau": grow.JUNGFRAU}
 
 
