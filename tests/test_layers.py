@@ -85,11 +85,10 @@ def layer(module: str) -> int | None:
     return LAYERS[parts[1]] if len(parts) > 1 else None
 
 
-@pytest.mark.parametrize("module", sorted(MODULES))
+@pytest.mark.parametrize("module", sorted(set(MODULES) - {"lcls_dask"}))  # the package's face stands above all layers
 def test_imports_point_down(module: str) -> None:
     own = layer(module)
-    if own is None:
-        pytest.skip("the package's face stands above all layers")
+    assert own is not None
     for target in imports_of(module):
         above = layer(target)
         assert above is not None or own == 5, f"{module} imports {target}, the face above it"

@@ -29,7 +29,7 @@ CLOCK = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC"
 _LIBRARIES = [path for base in ("/usr/lib", "/usr/local/lib") for path in Path(base).rglob("libfaketimeMT.so.1")]
 
 pytestmark = pytest.mark.skipif(
-    not _LIBRARIES, reason="libfaketime is not installed (apt-get install libfaketime): clocks are not tested"
+    not _LIBRARIES, reason="libfaketime is not installed (apt-get install libfaketime): wrong clocks are NOT tested"
 )
 
 _CLIENT = """

@@ -63,7 +63,7 @@ def at_most(_: Any, samples: Any, at: Any, limit: Any) -> Any:
 
 @intrinsic
 def outside(_: Any, pixels: Any, at: Any, low: Any, high: Any) -> Any:
-    """Which of 64 numbers from `at` on are not from `low` to `high`; NaN is not.
+    """Which of 64 numbers from `at` on do not lie from `low` to `high`; those that are NaN are among them.
 
     Parameters
     ----------
