@@ -211,11 +211,29 @@ def test_a_pulse_in_the_window_does_not_move_the_baseline() -> None:
     assert abs(float(signal[200:].mean())) < 0.5
 
 
-def defined_cfd(x: Any, threshold: float, fraction: float, delay: int) -> list[float]:
-    """Times of the constant fraction by their definition, sample by sample, over a whole record."""
-    x = np.concatenate([np.zeros(64), x, np.zeros(64)])
+def rising(x: Any, low: int, at: int, level: float) -> float:
+    """Where the signal rises through a level, nearest before a maximum; `low` where it does not."""
+    below = [k for k in range(low, at) if x[k] <= level]
+    return below[-1] + (level - x[below[-1]]) / (x[below[-1] + 1] - x[below[-1]]) if below else float(low)
+
+
+def crossing(x: Any, low: int, at: int, fraction: float, delay: int) -> float:
+    """Where ``x(t) - fraction * x(t + delay)`` rises through zero, nearest before a maximum."""
     y = x[:-delay] - fraction * x[delay:]
-    times, i = [], 0
+    rises = [k for k in range(low, at + 1) if y[k] <= 0 < y[k + 1]]
+    if not rises:
+        return float(low)
+    k = rises[-1]
+    slope = 0.3 * (y[k + 2] - y[k - 1]) + 0.1 * (y[k + 1] - y[k])
+    line = 0.5 - 0.25 * y[k - 1 : k + 3].sum() / slope if slope > 0 else y[k] / (y[k] - y[k + 1])
+    return k + float(np.clip(line, -1, 2))
+
+
+def defined(x: Any, method: str, threshold: float, fraction: float, delay: int) -> list[tuple[float, float, float]]:
+    """Times, heights and widths [samples] by their definition, sample by sample, over a whole record."""
+    x = np.concatenate([np.zeros(64), x, np.zeros(64)])
+    hits: list[tuple[float, float, float]] = []
+    i = 0
     while i < x.size:
         low = at_low = i
         while i < x.size and x[i] < x[low] + threshold:
@@ -229,39 +247,102 @@ def defined_cfd(x: Any, threshold: float, fraction: float, delay: int) -> list[f
             i += 1
         if x[top] < threshold:
             continue
-        rises = [k for k in range(at_low, top + 1) if y[k] <= 0 < y[k + 1]]
-        time = float(at_low)
-        if rises:
-            k = rises[-1]
-            slope = 0.3 * (y[k + 2] - y[k - 1]) + 0.1 * (y[k + 1] - y[k])
-            line = 0.5 - 0.25 * y[k - 1 : k + 3].sum() / slope if slope > 0 else y[k] / (y[k] - y[k + 1])
-            time = k + float(np.clip(line, -1, 2))
-        if not times or time - 64 >= times[-1]:  # one that comes out before the one before it is dead
-            times.append(time - 64)
-    return times
+        bend = x[top - 1] - 2 * x[top] + x[top + 1]
+        height = x[top] - 0.125 * (x[top + 1] - x[top - 1]) ** 2 / bend if bend < 0 else x[top]
+        if method == "cfd":
+            time = crossing(x, at_low, top, fraction, delay)
+        else:
+            time = rising(x, at_low, top, threshold if method == "leading_edge" else fraction * height)
+        mirrored = x[::-1]
+        falls = x.size - 1 - rising(mirrored, 0, x.size - 1 - top, x[top] / 2)
+        if not hits or time - 64 >= hits[-1][0]:  # one that comes out before the one before it is dead
+            hits.append((time - 64, height, falls - rising(x, 0, top, x[top] / 2)))
+    return hits
+
+
+def whole_numbers(rows: int, times: Any, heights: Any, samples: int, polarity: int, seed: int) -> tuple[Any, Any, Any]:
+    """Waveforms, baselines that are whole numbers, and the signal, which is exact then."""
+    pulses = digitised(times, heights, samples, seed=seed)
+    values = pulses.astype(np.int16) if polarity < 0 else (4096 - pulses).astype(np.int16)
+    base = np.round(BASE) if polarity < 0 else 4096 - np.round(BASE)
+    return values, base, polarity * (values - np.resize(base, samples))
+
+
+def away_from_defined(found: xr.Dataset, right: list[list[tuple[float, float, float]]]) -> Any:
+    """(hit, 3): how far time, height and width are from those of the next hit that there is by definition."""
+    columns = np.stack([found["time"] / DT, found["amplitude"], found["width"] / DT], axis=1)
+    away, offset = [], found["offset"].values
+    for row, hits in enumerate(right):
+        for hit in columns[offset[row] : offset[row + 1]]:
+            away.append(min(np.abs(np.array(hits) - hit).tolist(), default=[np.inf] * 3))
+    return np.array(away).reshape(-1, 3)
 
 
 @pytest.mark.parametrize("polarity", [-1, 1])
-def test_constant_fraction_is_as_defined_down_to_the_noise(polarity: int) -> None:
+@pytest.mark.parametrize("method", METHODS[:3])
+def test_as_defined_down_to_the_noise(method: str, polarity: int) -> None:
     """At two standard deviations of the noise too: whatever stretch of the record a pulse was found in."""
     random = np.random.default_rng(17)
-    pulses = digitised(random.uniform(20, 280, (300, 2)), random.uniform(8, 60, (300, 2)), 300, seed=18)
-    values = pulses.astype(np.int16) if polarity < 0 else (4096 - pulses).astype(np.int16)
-    base = np.round(BASE) if polarity < 0 else 4096 - np.round(BASE)
-    signal = polarity * (values - np.tile(base, 75))
+    values, base, signal = whole_numbers(
+        300, random.uniform(20, 280, (300, 2)), random.uniform(8, 60, (300, 2)), 300, polarity, 18
+    )
     hits = tof.find_hits(
-        values[:, None], "cfd", 0.6, 6 * DT, threshold=8, polarity=polarity, baseline=base[None], dead_time=0
+        values[:, None], method, 0.6, 6 * DT, threshold=8, polarity=polarity, baseline=base[None], dead_time=0
     ).compute()
-    offset = hits["offset"].values
     assert hits.sizes["hit"] > 3000
-    defined = [defined_cfd(x, 8.0, 0.6, 6) for x in signal]
-    away = [
-        np.abs(np.array(right)[:, None] - hits["time"].values[offset[row] : offset[row + 1]] / DT).min(axis=0)
-        for row, right in enumerate(defined)
-    ]
-    np.testing.assert_allclose(np.concatenate(away), 0, atol=1e-9)
+    right = [defined(x, method, 8.0, 0.6, 6) for x in signal]
+    away = away_from_defined(hits, right)
+    np.testing.assert_allclose(away[:, 0], 0, atol=1e-6)
     # the minimum before a pulse is sought some samples far, which may be above the baseline all of them
-    assert 0 <= sum(map(len, defined)) - hits.sizes["hit"] < 0.005 * hits.sizes["hit"]
+    assert 0 <= sum(map(len, right)) - hits.sizes["hit"] < 0.005 * hits.sizes["hit"]
+
+
+@pytest.mark.parametrize("method", METHODS[:3])
+@pytest.mark.parametrize("samples", [61, 64, 128, 300, 4096, 4100])
+def test_as_defined_for_pulses_of_all_heights(method: str, samples: int) -> None:
+    """Alone, near each other, at the ends of a record and of a block, in records of one word of blocks and more."""
+    random = np.random.default_rng(samples)
+    rows = max(8, 40_000 // samples)
+    many = max(2, samples // 40)
+    times = random.uniform(-3, samples + 3, (rows, many))
+    heights = np.exp(random.uniform(np.log(120), np.log(1900), (rows, many)))
+    values, base, signal = whole_numbers(rows, times, heights, samples, -1, samples)
+    hits = tof.find_hits(
+        values[:, None],
+        method,
+        0.6,
+        6 * DT,
+        threshold=40,
+        baseline=base[None],
+        dead_time=0,
+        saturation=(-np.inf, np.inf),
+    ).compute()
+    right = [defined(x, method, 40.0, 0.6, 6) for x in signal]
+    np.testing.assert_array_equal(np.diff(hits["offset"]), list(map(len, right)))
+    away = away_from_defined(hits, right)
+    assert len(away) > 500
+    np.testing.assert_allclose(away[:, 0], 0, atol=1e-4)
+    np.testing.assert_allclose(away[:, 1], 0, atol=1e-2)
+    np.testing.assert_allclose(np.median(away[:, 2]), 0, atol=1e-4)
+
+
+@pytest.mark.parametrize("cores", [1, 2, 3, 4, 7, 8, 16, 20, 64])
+@pytest.mark.parametrize("method", ["cfd", "matched"])
+def test_any_number_of_cores(method: str, cores: int) -> None:
+    random = np.random.default_rng(cores)
+    flat = digitised(random.uniform(80, 390, (60, 2)), random.uniform(80, 600, (60, 2)), 400, seed=cores).astype(
+        np.int16
+    )
+    flat -= np.resize(BASE, 400).astype(np.int16)
+    shift = random.integers(-300, 300, cores)
+    told: dict[str, Any] = {"method": method, "threshold": 40, "saturation": (-np.inf, np.inf)}
+    whole = everything(tof.find_hits(flat[:, None], baseline=0.0, **told).compute())
+    moved = (flat + np.resize(shift, 400)).astype(np.int16)[:, None]
+    given = everything(tof.find_hits(moved, baseline=shift[None] * 1.0, **told).compute())
+    for name in whole:
+        np.testing.assert_allclose(given[name], whole[name], rtol=1e-6, err_msg=name)
+    own = tof.find_hits(moved, cores=cores, pretrigger=80, **told).compute()
+    assert abs(own.sizes["hit"] - len(whole["time"])) <= 2
 
 
 def test_empty() -> None:

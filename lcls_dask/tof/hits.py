@@ -21,6 +21,9 @@ METHODS = ("leading_edge", "dynamic_leading_edge", "cfd", "matched")
 #: Samples of FEX format 3.0.0 have 4 fractional bits, 15 bits in all, and this baseline.
 FRACTIONAL_SCALE, FRACTIONAL_PERIOD, FRACTIONAL_BASELINE = 1 / 16, 1 << 15, 1 << 14
 
+#: Samples beyond it are refused: the signal is kept as float32.
+LARGEST = 1e30
+
 
 @dataclass(frozen=True)
 class Finder:
@@ -59,27 +62,31 @@ class Finder:
 
     def find(self, samples: Array, edge: Array, start: Array, record_edge: Array, channels: int) -> dict[str, Array]:
         """Columns of the hits of many records; see `kernels.hits.find_hits`."""
-        from .kernels.hits import find_hits as kernel
+        from .kernels import gate
+        from .kernels.hits import Hits, find_hits, reach_of, room_for
+        from .kernels.pulses import Method
 
-        rows = len(record_edge) - 1
-        baseline = np.ascontiguousarray(np.broadcast_to(self.baseline, (channels, self.baseline.shape[1])))
+        rows, cores = len(record_edge) - 1, self.baseline.shape[1]
+        baseline = np.ascontiguousarray(np.broadcast_to(self.baseline, (channels, cores)))
         samples, edge, start, record_edge = map(read_only, (samples, edge, start, record_edge))
+        reach, longest = reach_of(self.delay, len(self.template)), int(np.diff(edge).max(initial=0))
+        digitizer = gate.Digitizer(
+            baseline, self.pretrigger, np.bincount(np.arange(self.pretrigger) % cores, minlength=cores) * 1.0,
+            self.polarity, self.scale, self.period, self._rails(samples.dtype), np.empty(16), np.empty(self.pretrigger),
+        )  # fmt: skip
+        # the signal is of float32, and so is what it is compared with
+        threshold = float(np.float32(self.threshold))
+        method = Method(self.method, threshold, self.fraction, self.delay, self.template, self.slope)
+        records = gate.Records(samples, edge, start, record_edge, channels)
+        work = room_for(samples.dtype, cores, longest, reach)
         count = np.zeros(rows, np.int32)
         parts: list[tuple[Array, ...]] = []
         row, room = 0, 4 * rows + 64
         while row < rows:
-            columns = (
-                np.empty(room),
-                np.empty(room, np.float32),
-                np.empty(room, np.float32),
-                np.empty(room, np.bool_),
-            )
-            row, hits = kernel(
-                samples, edge, start, record_edge, row, channels, baseline, self.pretrigger, self.polarity,
-                self.threshold, self.scale, self.period, self._rails(samples.dtype), self.method, self.fraction,
-                self.delay, self.dead_time, self.template, self.slope, count, *columns,
-            )  # fmt: skip
-            parts.append(tuple(column[:hits] for column in columns))
+            kinds = np.float64, np.float32, np.float32, np.bool_
+            out = Hits(*(np.empty(room, kind) for kind in kinds))
+            row, hits = find_hits(records, digitizer, method, reach, self.dead_time, row, count, out, work)
+            parts.append(tuple(column[:hits] for column in out))
             room *= 2  # one row alone may need more than all the room
         none = (np.empty(0), np.empty(0, np.float32), np.empty(0, np.float32), np.empty(0, np.bool_))
         time, height, width, saturated = map(np.concatenate, zip(*(parts or [none]), strict=True))
@@ -351,11 +358,11 @@ def _of_waveforms(values: Array, coords: xr.Dataset, *, finder: Finder, told: di
     events, channels, samples = values.shape
     if values.dtype not in (np.dtype(np.int16), np.dtype(np.uint16)):
         values = values.astype(np.float64)
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        event, channel, sample = np.argwhere(~np.isfinite(values))[0]
+    if values.dtype.kind == "f" and not (fit := np.abs(values) <= LARGEST).all():
+        event, channel, sample = np.argwhere(~fit)[0]
         raise ArgumentError(
-            f"sample {sample} of event {event}, channel {coords['channel'].values[channel]}, is not finite; "
-            "leave out what is missing by a coordinate present (event, channel), with zeros in its place"
+            f"sample {sample} of event {event}, channel {coords['channel'].values[channel]}, is not finite, or beyond "
+            f"{LARGEST:g}; leave out what is missing by a coordinate present (event, channel), with zeros in its place"
         )
     rows = np.ascontiguousarray(values).reshape(events * channels, samples)
     there = np.ones(len(rows), np.bool_)
@@ -380,9 +387,9 @@ def _of_windows(block: xr.Dataset, finder: Finder, told: dict[str, Any]) -> xr.D
             f"a waveform of {lengths.min()} samples is shorter than pretrigger={finder.pretrigger}; give baseline="
         )
     samples = np.ascontiguousarray(block["samples"].values)
-    if samples.dtype.kind == "f" and not np.isfinite(samples).all():
-        window = np.searchsorted(block["sample_offset"].values, np.argmin(np.isfinite(samples)), side="right") - 1
-        raise ArgumentError(f"window {window} of a block holds samples that are not finite; leave it out")
+    if samples.dtype.kind == "f" and not (fit := np.abs(samples) <= LARGEST).all():
+        window = np.searchsorted(block["sample_offset"].values, np.argmin(fit), side="right") - 1
+        raise ArgumentError(f"window {window} of a block holds samples not finite, or beyond {LARGEST:g}; leave it out")
     columns = finder.find(
         samples,
         block["sample_offset"].values,

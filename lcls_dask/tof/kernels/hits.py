@@ -1,200 +1,170 @@
 """One pass from samples to hits: baseline, gate and timing of each record, fused.
 
-A record is a stretch of consecutive samples: a whole waveform, or one FEX window. Nearly all samples lie below the
-threshold, and what is done for those decides the speed: the least of 512 at a time is found without a branch, and
-masks of 64 where it is beyond. What is done for a hit comes next.
+A record is a stretch of consecutive samples: a whole waveform, or one FEX window. The gate tells which blocks of 64
+samples hold any beyond the threshold. Of each a window of signal is made, and most pulses are found and measured in
+theirs by masks, without a branch that depends on them, so that the processor works on several at a time; each step is
+done for a batch of windows before the next. Stretches that may be more than one pulse, or do not fit into their window,
+are gone through sample by sample.
+
+The signal is kept as float32: it is rounded by 1e-7 of its height, where a digitizer rounds it by a unit.
 """
 
 import math
+from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
 from ...reduce.kernels.loops import compiled, inlined
-from ...reduce.kernels.masks import BLOCK, WIDE, at_most, first_bit, greatest, least
-from .pulses import measure, next_pulse
+from ...reduce.kernels.masks import ALL, BLOCK, NONE, ONE, at_most, first_bit
+from .baseline import QUICK
+from .gate import NEAR, TILE, WORD, Tile, ask_for, beyond, look
+from .lanes import put_signal
+from .pulses import (
+    MATCHED,
+    NO_PULSE,
+    ONE_PULSE,
+    UNSURE,
+    first_at_most,
+    measure,
+    next_pulse,
+    only_pulse,
+    surely_behind,
+)  # fmt: skip
 
 #: Samples of signal on both sides of a stretch above the threshold, at least: the foot of a pulse.
 MARGIN = 8
 
-#: Of the threshold: a sample this high in the pre-trigger window says that a pulse lies in it.
-SUSPECT = 0.75
-
-#: Samples further than this many standard deviations from the median are of a pulse, as in `samples.subtract_baseline`.
-CLIP = 4.0
-
-NONE, ALL = np.uint64(0), np.uint64(0xFFFFFFFFFFFFFFFF)
+#: Windows that a step is done for before the next.
+BATCH = 16
 
 
-@inlined
-def _nothing(samples, at, limit, flip):
-    """Whether none of `WIDE` samples is beyond the limit."""
-    return least(samples, at) > limit if flip == NONE else greatest(samples, at) <= limit
+class Hits(NamedTuple):
+    """Columns of hits, with room for more than there are."""
+
+    time: Any
+    height: Any
+    width: Any
+    saturated: Any
 
 
-@inlined
-def _next_beyond(samples, at, end, limit, flip):
-    """The first sample from `at` on that is beyond the limit; `end` without one."""
-    while at + WIDE <= end and _nothing(samples, at, limit, flip):
-        at += WIDE
-    # what is left over is looked at with samples before it, which may be beyond: then it is not known
-    if 2 * BLOCK < end - at < WIDE <= end and _nothing(samples, end - WIDE, limit, flip):
-        return end
-    while at + BLOCK <= end:
-        mask = at_most(samples, at, limit) ^ flip
-        if mask:
-            return at + first_bit(mask)
-        at += BLOCK
-    if at >= end:
-        return end
-    if end >= BLOCK:  # the 64 samples that end there, less those before
-        mask = (at_most(samples, end - BLOCK, limit) ^ flip) >> np.uint64(at + BLOCK - end)
-        return at + first_bit(mask) if mask else end
-    while at < end and (samples[at] <= limit) == (flip != NONE):
-        at += 1
-    return at
+class Batch(NamedTuple):
+    """What is known of each window.
 
-
-@inlined
-def _set_limit(limit, base, polarity, level, rails):
-    """Put into ``limit[0]`` what tells samples apart that are `level` beyond any core's baseline.
-
-    Returns
-    -------
-    (can_be, flip)
-        Whether any sample of the dtype is beyond; what turns the mask of those at most the limit into that of
-        those beyond.
-    """
-    furthest = base[0]
-    for k in range(1, base.size):
-        furthest = max(furthest, base[k]) if polarity < 0 else min(furthest, base[k])
-    value, whole = furthest + polarity * level, rails[2] != 0.0
-    if polarity < 0:
-        value = math.floor(value) if whole else value
-        limit[0] = min(max(value, rails[0]), rails[1])
-        return value >= rails[0], NONE
-    value = math.ceil(value) if whole else value
-    if value <= rails[0]:
-        limit[0] = rails[1]
-        return True, NONE
-    limit[0] = min(value - 1.0, rails[1]) if whole else np.nextafter(value, -np.inf)
-    return value <= rails[1], ALL
-
-
-@compiled
-def _median(values, count):
-    """Median of the first few values, which are sorted: by insertion, as they are few."""
-    for i in range(1, count):
-        value, j = values[i], i
-        while j > 0 and values[j - 1] > value:
-            values[j] = values[j - 1]
-            j -= 1
-        values[j] = value
-    return 0.5 * (values[(count - 1) // 2] + values[count // 2])
-
-
-@compiled
-def estimate_baseline(samples, pretrigger, level, base, polarity, scratch):
-    """Baseline of each interleaved core over the first samples of a waveform.
-
-    The mean; or, where a sample lies `level` above it, so that a pulse is in the window, the mean of the samples within
-    four standard deviations of the median, as the median absolute deviation tells them.
-
-    Parameters
+    Attributes
     ----------
-    samples : (n,)
-    pretrigger : int
-    level : float
-    base : (cores,) float64
-        Out.
-    polarity : int
-        1 or -1.
-    scratch : (pretrigger,) float64
-
-    Returns
-    -------
-    bool
-        Whether there was a pulse.
+    mask : (windows,) uint64
+        Which samples of its block are beyond the limit.
+    low : (windows,) int64
+        The sample that the window begins at.
+    pulses : (windows,) int64
+        `NO_PULSE`, `ONE_PULSE` or `UNSURE`.
+    first, top, size : (windows,) int64
+        See `only_pulse`, within the signal of all windows.
+    time, height, width : (windows,) float64
+        See `measure`.
     """
-    cores = base.size
-    pulse = False
-    for k in range(cores):
-        total, count, furthest = 0.0, 0, polarity * float(samples[k])
-        for i in range(k, pretrigger, cores):
-            value = float(samples[i])
-            total += value
-            count += 1
-            furthest = max(furthest, polarity * value)
-        base[k] = total / count
-        pulse = pulse or furthest - polarity * base[k] >= level
-    if not pulse:
-        return False
-    for k in range(cores):
-        count = 0
-        for i in range(k, pretrigger, cores):
-            scratch[count] = float(samples[i])
-            count += 1
-        median = _median(scratch, count)
-        for j in range(count):
-            scratch[j] = abs(scratch[j] - median)
-        most = max(CLIP * 1.4826 * _median(scratch, count), 1.0)
-        total, kept = 0.0, 0
-        for i in range(k, pretrigger, cores):
-            if abs(float(samples[i]) - median) <= most:
-                total += float(samples[i])
-                kept += 1
-        base[k] = total / kept
-    return True
+
+    mask: Any
+    low: Any
+    pulses: Any
+    first: Any
+    top: Any
+    size: Any
+    time: Any
+    height: Any
+    width: Any
+
+
+class Work(NamedTuple):
+    """Memory to work with.
+
+    Attributes
+    ----------
+    tile : Tile
+    batch : Batch
+    bases : (32 * words,) float64
+        Baselines as `put_signal` takes them.
+    word, block : (blocks,) int64
+        Words and first samples of the blocks of a tile with samples beyond the limit.
+    windows, stretch : (n,) float32
+        Signal of the windows of a batch, and of one stretch, with what is looked at before and behind.
+    place : (3,) int64
+        See `gate.look`.
+    ahead : (2,) int64
+        See `gate.ask_for`.
+    """
+
+    tile: Any
+    batch: Any
+    bases: Any
+    word: Any
+    block: Any
+    windows: Any
+    stretch: Any
+    place: Any
+    ahead: Any
+
+
+def reach_of(delay: int, template: int) -> int:
+    """Samples about a stretch above the threshold, for a delay and a template of so many samples."""
+    return max(MARGIN, delay + 3, template // 2 + 2)
+
+
+def room_for(dtype: Any, cores: int, longest: int, reach: int) -> Work:
+    """Memory to find hits with, in records of at most so many samples."""
+
+    def whole(size: int) -> Any:
+        return np.empty(size, np.int64)
+
+    def bits(size: int) -> Any:
+        return np.empty(size, np.uint64)
+
+    tile = Tile(
+        row=whole(TILE), record=whole(TILE), begin=whole(TILE), end=whole(TILE), phase=whole(TILE), at=whole(TILE),
+        limit=np.empty(TILE, dtype), flip=bits(TILE), base=np.empty((TILE, cores)), bits=bits(TILE),
+    )  # fmt: skip
+    batch = Batch(
+        mask=bits(BATCH), low=whole(BATCH), pulses=whole(BATCH), first=whole(BATCH), top=whole(BATCH),
+        size=whole(BATCH), time=np.empty(BATCH), height=np.empty(BATCH), width=np.empty(BATCH),
+    )  # fmt: skip
+    return Work(
+        tile, batch, bases=np.empty(32 * TILE), word=whole(TILE * WORD), block=whole(TILE * WORD),
+        windows=np.zeros(BLOCK * (BATCH + 3), np.float32), place=whole(3), ahead=whole(2),
+        stretch=np.zeros(longest + 2 * reach + 4 * BLOCK, np.float32),
+    )  # fmt: skip
 
 
 @inlined
-def _quick_baseline(samples, begin, pretrigger, base):
-    """Means of four interleaved cores, which is what digitizers have, in one loop."""
-    one, two, three, four = samples[begin] * 0, samples[begin] * 0, samples[begin] * 0, samples[begin] * 0
-    for i in range(0, pretrigger, 4):
-        at = np.uint64(begin + i)
-        one += samples[at]
-        two += samples[at + np.uint64(1)]
-        three += samples[at + np.uint64(2)]
-        four += samples[at + np.uint64(3)]
-    each = pretrigger // 4
-    base[0], base[1], base[2], base[3] = one / each, two / each, three / each, four / each
+def _spread(base, at, bases):
+    """Put the cores' baselines behind one another, 32 of them."""
+    for i in range(base.size):
+        bases[np.uint64(at + i)] = base[np.uint64(i)]
+    for i in range(at + base.size, at + 32):
+        bases[np.uint64(i)] = bases[np.uint64(i - base.size)]
 
 
 @inlined
-def _tile(base, pattern):
-    """Put the cores' baselines behind one another, as often as there is room."""
-    if base.size == 4:
-        one, two, three, four = base[0], base[1], base[2], base[3]
-        for i in range(0, pattern.size, 4):
-            at = np.uint64(i)
-            pattern[at] = one
-            pattern[at + np.uint64(1)] = two
-            pattern[at + np.uint64(2)] = three
-            pattern[at + np.uint64(3)] = four
+def _put_block(samples, low, w, tile, bases, factor, x, to):
+    """Put the signal of 64 samples from `low` on behind `to`: zero of those that are not of the record of a word."""
+    begin, end, cores = tile.begin[w], tile.end[w], tile.base.shape[1]
+    core = tile.phase[w] + low - begin
+    if cores in QUICK and low >= 0 and low + BLOCK <= samples.size:
+        before, behind = max(0, min(begin - low, BLOCK)), max(0, min(low + BLOCK - end, BLOCK))
+        there = (ALL << np.uint64(before)) & (ALL >> np.uint64(behind)) if before + behind < BLOCK else NONE
+        put_signal(samples, low, there, factor, bases, 32 * w + (core & (cores - 1)), x, to)
         return
-    for i in range(0, pattern.size, base.size):
-        for k in range(base.size):
-            pattern[i + k] = base[k]
+    core %= cores
+    for j in range(BLOCK):
+        i = low + j
+        x[to + j] = factor * (samples[i] - tile.base[w, core]) if begin <= i < end else 0.0
+        core = core + 1 if core + 1 < cores else 0
 
 
 @inlined
-def _signal(samples, begin, n, first, pattern, phase, cores, factor, x, at):
-    """Put the signal of the samples `first` to ``first + BLOCK`` of a record behind `at`: zero where it has none."""
-    low, high = max(first, 0), min(first + BLOCK, n)
-    if low > first or high < first + BLOCK:
-        for j in range(BLOCK):
-            x[np.uint64(at + j)] = 0.0
-    k, at, begin = (phase + low) % cores, at + low - first, begin + low
-    for j in range(high - low):  # unsigned indices, so that this is done in vectors
-        x[np.uint64(at + j)] = factor * (samples[np.uint64(begin + j)] - pattern[np.uint64(k + j)])
+def _put_stretch(samples, i, w, tile, bases, factor, reach, threshold, x):
+    """Put the signal about sample `i`, from `reach` before it to `reach` behind the last one of the threshold.
 
-
-@inlined
-def _stretch(samples, begin, n, i, pattern, phase, cores, factor, reach, under, x):
-    """Signal about sample `i` of a record, from `reach` before it to `reach` behind the last one of the threshold.
-
-    It ends where `reach` samples in a row are at most `under`, the greatest number below the threshold.
+    It ends where `reach` samples in a row are below the threshold.
 
     Returns
     -------
@@ -202,8 +172,9 @@ def _stretch(samples, begin, n, i, pattern, phase, cores, factor, reach, under, 
         Where it ends in `x`; it begins at `BLOCK`.
     """
     block, last = BLOCK, BLOCK + reach
+    under = np.nextafter(np.float32(threshold), np.float32(-np.inf))
     while True:
-        _signal(samples, begin, n, i - reach + block - BLOCK, pattern, phase, cores, factor, x, block)
+        _put_block(samples, i - reach + block - BLOCK, w, tile, bases, factor, x, block)
         mask = ~at_most(x, block, under)
         while mask:
             at = block + first_bit(mask)
@@ -232,115 +203,200 @@ def _unwrapped(samples, reach, base, phase, factor, period, x):
         before = value
 
 
-@njit(cache=True, nogil=True)
-def find_hits(
-    samples, sample_edge, start, record_edge, first, channels, baseline, pretrigger, polarity, threshold, scale, period,
-    rails, method, fraction, delay, dead_time, template, slope, count, time, height, width, saturated,
-):  # fmt: skip
+@inlined
+def _keep(records, w, tile, rails, top, hit, hits, out):
+    """Put a hit behind the others: its time, height and width, and whether its maximum is at a limit."""
+    sample = float(records.samples[np.uint64(min(max(top, tile.begin[w]), tile.end[w] - 1))])
+    out.time[hits], out.height[hits], out.width[hits] = hit
+    out.saturated[hits] = sample <= rails[3] or sample >= rails[4]
+
+
+@compiled
+def _go_through(records, digitizer, i, w, work, reach, method, dead_time, last_time, hits, out):
+    """Find the pulses of the stretch about sample `i`, which is of the record of a word, sample by sample.
+
+    Returns
+    -------
+    (done, last_time, hits)
+        The sample behind the stretch; -1 for hits where there is no room for them.
+    """
+    tile, x, factor = work.tile, work.stretch, digitizer.polarity * digitizer.scale
+    begin, end = tile.begin[w], tile.end[w]
+    if digitizer.period != 0.0:
+        i, stop = begin, BLOCK + end - begin + 2 * reach
+        record = records.samples[begin:end]
+        _unwrapped(record, reach, tile.base[w], tile.phase[w], factor, digitizer.period, x[BLOCK:])
+    else:
+        stop = _put_stretch(records.samples, i, w, tile, work.bases, factor, reach, method.threshold, x)
+    low, origin = i - reach - BLOCK, records.start[tile.record[w]] - begin
+    there, lowest, top, at = next_pulse(x, BLOCK, stop, method.threshold)
+    while there:
+        _, time, height, width = measure(x, BLOCK, stop, lowest, top, at, method)
+        time += origin + low + top
+        if time - last_time >= dead_time:
+            if hits == out.time.size:
+                return 0, last_time, -1
+            _keep(records, w, tile, digitizer.rails, low + top, (time, height, width), hits, out)
+            last_time, hits = time, hits + 1
+        there, lowest, top, at = next_pulse(x, at, stop, method.threshold)
+    return (min(low + stop, end) if digitizer.period == 0.0 else end), last_time, hits
+
+
+@inlined
+def _list_blocks(records, words, work):
+    """List the blocks of a tile that have samples beyond the limit: gives how many."""
+    tile, blocks = work.tile, 0
+    work.ahead[0] = tile.end[words - 1] + NEAR
+    work.ahead[1] = work.ahead[0] + tile.end[words - 1] - tile.begin[0]
+    for w in range(words):
+        ask_for(records.samples, work.ahead)
+        ask_for(records.samples, work.ahead)
+        bits, at = tile.bits[w], tile.at[w]
+        if bits and tile.base.shape[1] in QUICK:
+            _spread(tile.base[w], 32 * w, work.bases)
+        while bits:
+            work.word[blocks], work.block[blocks] = w, at + BLOCK * first_bit(bits)
+            blocks += 1
+            bits &= bits - ONE
+    return blocks
+
+
+@inlined
+def _make_windows(records, digitizer, reach, listed, size, work):
+    """Make the windows of some of the blocks that were listed, about the first sample of each that is beyond."""
+    tile, batch, samples = work.tile, work.batch, records.samples
+    factor, fits = digitizer.polarity * digitizer.scale, 3 * reach < BLOCK and digitizer.period == 0.0
+    for k in range(size):
+        ask_for(samples, work.ahead)
+        w, at = work.word[listed + k], work.block[listed + k]
+        mask = ONE if digitizer.period != 0.0 else beyond(samples, at, tile.end[w], tile.limit[w], tile.flip[w])
+        before = batch.mask[k - 1 if k > 0 else BATCH - 1] >> np.uint64(BLOCK - 1)
+        # the end of a pulse that begins in the block before is most likely found with that one
+        goes_on = listed + k > 0 and at == work.block[listed + k - 1] + BLOCK and before & mask != NONE
+        batch.mask[k], batch.low[k], batch.pulses[k] = mask, at + first_bit(mask) - reach, UNSURE
+        if fits and not goes_on:
+            batch.pulses[k] = NO_PULSE
+            _put_block(samples, batch.low[k], w, tile, work.bases, factor, work.windows, BLOCK * (k + 1))
+
+
+@inlined
+def _find_pulses(records, reach, threshold, size, work):
+    """Find the pulse of each window, by masks."""
+    batch = work.batch
+    for k in range(size):
+        ask_for(records.samples, work.ahead)
+        if batch.pulses[k] != UNSURE:
+            batch.pulses[k], batch.first[k], batch.top[k], batch.size[k] = only_pulse(
+                work.windows, BLOCK * (k + 1), reach, threshold
+            )
+
+
+@inlined
+def _measure_pulses(records, method, size, work):
+    """Measure the pulse of each window."""
+    batch, x = work.batch, work.windows
+    for k in range(size):
+        ask_for(records.samples, work.ahead)
+        if batch.pulses[k] == ONE_PULSE:
+            low, top = BLOCK * (k + 1), batch.top[k]
+            high = low + batch.size[k]
+            end = high
+            if method.number == MATCHED:
+                end = first_at_most(x, top, high, np.float32(x[np.uint64(top)] - method.threshold))
+            edge, batch.time[k], batch.height[k], batch.width[k] = measure(x, low, high, low, top, end, method)
+            if edge < low or not surely_behind(x, edge, batch.first[k]):
+                batch.pulses[k] = UNSURE
+
+
+@inlined
+def _keep_hits(
+    records, digitizer, method, reach, dead_time, listed, size, work, row, before, done, last_time, hits, count, out
+):
+    """Put the hits of a batch behind the others, in order, and go through the stretches that are not sure.
+
+    Returns
+    -------
+    (row, before, done, last_time, hits)
+        The last row, the hits before it, the sample behind what was looked at, the time of the last hit, and the
+        hits; -1 where there is no room for them.
+    """
+    tile, batch = work.tile, work.batch
+    for k in range(size):
+        ask_for(records.samples, work.ahead)
+        w, at, low, mask = work.word[listed + k], work.block[listed + k], batch.low[k], batch.mask[k]
+        other = tile.row[w] != row
+        row, before, last_time = tile.row[w], hits if other else before, -np.inf if other else last_time
+        already = hits
+        while True:
+            mask &= (ALL << np.uint64(max(done - at, 0))) if done - at < BLOCK else NONE
+            if mask == NONE:
+                break
+            i = at + first_bit(mask)
+            if i - reach != low or batch.pulses[k] == UNSURE:
+                done, last_time, hits = _go_through(
+                    records, digitizer, i, w, work, reach, method, dead_time, last_time, hits, out
+                )
+                if hits < 0:
+                    return row, before, done, last_time, hits
+                continue
+            done = min(low + batch.size[k], tile.end[w])
+            if batch.pulses[k] == ONE_PULSE:
+                if hits == out.time.size:
+                    return row, before, done, last_time, -1
+                top = low + batch.top[k] - BLOCK * (k + 1)
+                time = records.start[tile.record[w]] - tile.begin[w] + top + batch.time[k]
+                _keep(records, w, tile, digitizer.rails, top, (time, batch.height[k], batch.width[k]), hits, out)
+                alive = time - last_time >= dead_time
+                last_time = time if alive else last_time
+                hits += alive
+        count[row] += hits - already
+    return row, before, done, last_time, hits
+
+
+@compiled
+def find_hits(records, digitizer, method, reach, dead_time, first, count, out, work):
     """Find the pulses of many records.
 
     Parameters
     ----------
-    samples : (n,) int16, uint16, float32, ...
-        Of all records, one behind the other.
-    sample_edge : (records + 1,) int64
-    start : (records,) int32
-        Number of each record's first sample within its waveform.
-    record_edge : (rows + 1,) int64
-        Records of each row; rows are (event, channel) in C order.
-    first : int
-        Row to begin at.
-    channels : int
-    baseline : (channels, cores) float64
-        What the samples are without a pulse, for the interleaved cores of the digitizer; used where `pretrigger` is 0.
-    pretrigger : int
-        Samples at the start of each record to take its baseline from.
-    polarity : int
-        1 or -1.
-    threshold : float
-        Least height of a pulse, in units of the signal.
-    scale : float
-        Signal of one unit of the samples.
-    period : float
-        By which samples that run over are wrapped; 0 where they are not.
-    rails : (5,) float64
-        Least and greatest value of the dtype, 1 for whole numbers, least and greatest value of the digitizer.
-    method, fraction, delay, template, slope
-        See `pulses.measure`; delay in samples.
+    records : Records
+    digitizer : Digitizer
+    method : Method
+    reach : int
+        See `reach_of`.
     dead_time : float
         Samples after a hit in which there is no other.
+    first : int
+        Row to begin at.
     count : (rows,) int32
-        Out: hits of each row.
-    time, height, width, saturated : (capacity,)
-        Out: in samples, in units of the signal, in samples, and whether the maximum is at the digitizer's limit.
+        Out: hits of each row, where it is zero before.
+    out : Hits
+        Out.
+    work : Work
+        See `room_for`.
 
     Returns
     -------
     (row, hits)
         The row to begin at again, with hits of all rows before it, where the capacity was too small; else all rows.
     """
-    rows, cores = record_edge.size - 1, baseline.shape[1]
-    reach = max(MARGIN, delay + 3, template.size // 2 + 2)
-    longest = 0
-    for r in range(start.size):
-        longest = max(longest, sample_edge[r + 1] - sample_edge[r])
-    x = np.zeros(longest + 2 * reach + 4 * BLOCK)
-    pattern = np.empty((-(-BLOCK // cores) + 1) * cores)
-    scratch, base, limit = np.empty(max(1, pretrigger)), np.empty(cores), np.empty(1, samples.dtype)
-    found, told = np.empty(3, np.int64), np.empty(3)
-    factor, level, under = polarity * scale, threshold / scale, np.nextafter(threshold, -np.inf)
-    quick = cores == 4 and pretrigger % 4 == 0
-    hits, channel = 0, first % channels
-    for row in range(first, rows):
-        before, last_time = hits, -1e300
-        for k in range(cores):
-            base[k] = baseline[channel, k]
-        channel = channel + 1 if channel + 1 < channels else 0
-        for r in range(record_edge[row], record_edge[row + 1]):
-            begin = sample_edge[r]
-            n, phase = sample_edge[r + 1] - begin, start[r]
-            if pretrigger > 0:
-                if n < pretrigger:
-                    continue
-                phase, doubt = 0, True
-                if quick:
-                    _quick_baseline(samples, begin, pretrigger, base)
-                    can_be, flip = _set_limit(limit, base, polarity, SUSPECT * level, rails)
-                    until = begin + pretrigger
-                    doubt = can_be and _next_beyond(samples, begin, until, limit[0], flip) < until
-                if doubt:
-                    record = samples[begin : begin + n]
-                    estimate_baseline(record, pretrigger, SUSPECT * level, base, polarity, scratch)
-            can_be, flip = _set_limit(limit, base, polarity, level, rails)
-            if not can_be:
-                continue
-            i, tiled = 0, False
-            while i < n:
-                if period != 0.0:
-                    i, end = 0, BLOCK + n + 2 * reach  # samples that have run over may lie anywhere
-                    _unwrapped(samples[begin : begin + n], reach, base, phase, factor, period, x[BLOCK:])
-                else:
-                    i = _next_beyond(samples, begin + i, begin + n, limit[0], flip) - begin
-                    if i == n:
-                        break
-                    if not tiled:
-                        _tile(base, pattern)
-                        tiled = True
-                    end = _stretch(samples, begin, n, i, pattern, phase, cores, factor, reach, under, x)
-                at, low = BLOCK, i - reach - BLOCK
-                while at < end and next_pulse(x, at, end, threshold, found):
-                    measure(x, BLOCK, end, found, method, threshold, fraction, delay, template, slope, told)
-                    at = found[2]
-                    when = start[r] + low + told[0]
-                    if when - last_time < dead_time:
-                        continue
-                    if hits == time.size:
-                        return row, before
-                    last_time = when
-                    top = float(samples[begin + min(max(low + found[1], 0), n - 1)])
-                    time[hits], height[hits], width[hits] = when, told[1], told[2]
-                    saturated[hits] = top <= rails[3] or top >= rails[4]
-                    hits += 1
-                i = low + end
-        count[row] = hits - before
-    return rows, hits
+    level, place = method.threshold / digitizer.scale, work.place
+    place[0], place[1], place[2] = first, records.row_edge[first], 0
+    row, before, done, last_time, hits = first, 0, 0, -np.inf, 0
+    while True:
+        words = look(records, digitizer, level, place, work.tile)
+        if words == 0:
+            return records.row_edge.size - 1, hits
+        blocks = _list_blocks(records, words, work)
+        for listed in range(0, blocks, BATCH):
+            size = min(BATCH, blocks - listed)
+            _make_windows(records, digitizer, reach, listed, size, work)
+            _find_pulses(records, reach, method.threshold, size, work)
+            _measure_pulses(records, method, size, work)
+            row, before, done, last_time, hits = _keep_hits(
+                records, digitizer, method, reach, dead_time, listed, size, work, row, before, done, last_time, hits,
+                count, out,
+            )  # fmt: skip
+            if hits < 0:
+                count[row] = 0
+                return row, before

@@ -6,33 +6,61 @@ gone to one by one, which takes less than masks of many samples; these are for p
 level, nor below. Arrays of signal have `BLOCK` values before the first one that counts and behind the last.
 """
 
+from typing import Any, NamedTuple
+
 import numpy as np
 from numba import njit
 
 from ...reduce.kernels.loops import compiled, inlined
-from ...reduce.kernels.masks import BLOCK, at_most, first_bit, last_bit
+from ...reduce.kernels.masks import ALL, BLOCK, NONE, ONE, at_least, at_most, first_bit, last_bit
+from .lanes import at_most_later, greatest_of, variation
 
 LEADING_EDGE, DYNAMIC_LEADING_EDGE, CFD, MATCHED = range(4)
 
+#: What `only_pulse` tells.
+NO_PULSE, ONE_PULSE, UNSURE = range(3)
+
+
+class Method(NamedTuple):
+    """How times are told.
+
+    Attributes
+    ----------
+    number : int
+        `LEADING_EDGE`, `DYNAMIC_LEADING_EDGE`, `CFD` or `MATCHED`.
+    threshold : float
+        Least height of a pulse, and of a rise or fall that makes one.
+    fraction : float
+    delay : int
+    template, slope : (2 k + 1,) float64
+        Pulse of height one about its maximum, and minus its derivative... of `MATCHED` alone.
+    """
+
+    number: Any
+    threshold: Any
+    fraction: Any
+    delay: Any
+    template: Any
+    slope: Any
+
 
 @inlined
-def next_pulse(x, begin, end, threshold, found):
+def next_pulse(x, begin, end, threshold):
     """Find the next pulse: a maximum that stands out by `threshold` on both sides.
 
     Parameters
     ----------
-    x : (n,) float64
+    x : (n,) float32
     begin, end : int
         Where to look.
     threshold : float
         Least height, and least rise and fall.
-    found : (3,) int64
-        Out: where the pulse begins (the minimum before it), its maximum, and where it is known to have fallen.
 
     Returns
     -------
-    bool
-        Whether there is one.
+    (there, begin, at, fallen)
+        Whether there is one, where it begins (the minimum before it), its maximum, and where it is known to have
+        fallen.
     """
     i = begin
     while i < end:
@@ -42,16 +70,15 @@ def next_pulse(x, begin, end, threshold, found):
                 low, at_low = x[np.uint64(i)], i
             i += 1
         if i == end:
-            return False
+            return False, end, end, end
         top, at = x[np.uint64(i)], i
         while i < end and x[np.uint64(i)] > top - threshold:
             if x[np.uint64(i)] > top:
                 top, at = x[np.uint64(i)], i
             i += 1
         if top >= threshold:  # where the stretch ends, what follows is below the threshold
-            found[0], found[1], found[2] = at_low, at, i
-            return True
-    return False
+            return True, at_low, at, i
+    return False, end, end, end
 
 
 @compiled
@@ -80,13 +107,6 @@ def _zero(a, b, c, d):
 @inlined
 def _last_at_most(x, begin, at, level):
     """The last sample before `at` that is `level` or less; ``begin - 1`` where there is none from `begin` on."""
-    near = max(begin, at - BLOCK)
-    at -= 1
-    while at >= near and not x[np.uint64(at)] <= level:
-        at -= 1
-    if at >= near:
-        return at
-    at += 1
     while at > begin:
         at -= BLOCK
         mask = at_most(x, at, level)
@@ -96,14 +116,9 @@ def _last_at_most(x, begin, at, level):
 
 
 @inlined
-def _first_at_most(x, at, end, level):
+def first_at_most(x, at, end, level):
     """The first sample behind `at` that is `level` or less; `end` where there is none before."""
     at += 1
-    near = min(end, at + BLOCK)
-    while at < near and not x[np.uint64(at)] <= level:
-        at += 1
-    if at < near:
-        return at
     while at < end:
         mask = at_most(x, at, level)
         if mask:
@@ -113,37 +128,50 @@ def _first_at_most(x, at, end, level):
 
 
 @inlined
-def _edge(x, begin, at, level):
-    """Where the signal rises through `level` before the maximum `at`; `begin` where it does not."""
-    i = _last_at_most(x, begin, at, level)
-    return i + (level - x[i]) / (x[i + 1] - x[i]) if i >= begin else float(begin)
+def _last_crossing(x, begin, at, fraction, delay):
+    """The last sample before `at` that is at most `fraction` of the one `delay` behind, as the next one is not.
+
+    Returns
+    -------
+    int
+        ``begin - 1`` where there is none from `begin` on.
+    """
+    at -= BLOCK - 1
+    fraction = np.float32(fraction)
+    below = at_most_later(x, at, fraction, delay)
+    while below == ALL and at > begin:
+        at -= BLOCK
+        below = at_most_later(x, at, fraction, delay)
+    if below == ALL:
+        return begin - 1
+    below &= (ONE << np.uint64(last_bit(~below))) - ONE
+    while below == NONE and at > begin:
+        at -= BLOCK
+        below = at_most_later(x, at, fraction, delay)
+    return max(at + last_bit(below), begin - 1) if below else begin - 1
+
+
+@inlined
+def _part(x, i, level):
+    """How far from sample `i` to the next the signal is at a level, by a straight line."""
+    here = x[np.uint64(i)]
+    return (level - here) / (x[np.uint64(i + 1)] - here)
 
 
 @inlined
 def _crossing(x, low, i, fraction, delay):
-    """Where ``x(t) - fraction * x(t + delay)`` is zero about i + 0.5: by the straight line through four samples of it.
+    """How far behind `i` ``x(t) - fraction * x(t + delay)`` is zero: by the straight line through four samples of it.
 
     Through two the noise of the time is 1.4 times as large; a cubic through four follows the noise, and is worse.
     """
-    first = x[i - 1] - fraction * x[i - 1 + delay]
-    before = x[i] - fraction * x[i + delay]
-    after = x[i + 1] - fraction * x[i + 1 + delay]
-    last = x[i + 2] - fraction * x[i + 2 + delay]
+    first = x[np.uint64(i - 1)] - fraction * x[np.uint64(i - 1 + delay)]
+    before = x[np.uint64(i)] - fraction * x[np.uint64(i + delay)]
+    after = x[np.uint64(i + 1)] - fraction * x[np.uint64(i + 1 + delay)]
+    last = x[np.uint64(i + 2)] - fraction * x[np.uint64(i + 2 + delay)]
     slope = 0.3 * (last - first) + 0.1 * (after - before)
     if slope <= 0 or i == low:
         return before / (before - after)
     return min(max(0.5 - 0.25 * (first + before + after + last) / slope, -1.0), 2.0)
-
-
-@inlined
-def _constant_fraction(x, low, begin, at, fraction, delay):
-    """Where ``x(t) - fraction * x(t + delay)`` rises through zero, nearest before the maximum `at`."""
-    i = at
-    while i >= begin and x[np.uint64(i)] - fraction * x[np.uint64(i + delay)] <= 0.0:
-        i -= 1
-    while i >= begin and not x[np.uint64(i)] - fraction * x[np.uint64(i + delay)] <= 0.0:
-        i -= 1
-    return i + _crossing(x, low, i, fraction, delay) if i >= begin else float(begin)
 
 
 @njit(cache=True, nogil=True, fastmath={"reassoc"})  # so that it is done in vectors
@@ -158,7 +186,13 @@ def _correlate(x, low, high, kernel, at):
 
 @compiled
 def _matched(x, low, high, begin, end, at, slope):
-    """Zero of the correlation with the template's derivative next to the maximum `at`: (time, whether there is one)."""
+    """Where the correlation with the template's derivative falls through zero next to the maximum `at`.
+
+    Returns
+    -------
+    (i, part)
+        The sample before, and how far behind it; ``begin - 1`` where there is none.
+    """
     here = _correlate(x, low, high, slope, at)
     # the correlation falls through zero at the pulse: a positive one says that it lies ahead
     step = 1 if here > 0 else -1
@@ -168,59 +202,111 @@ def _matched(x, low, high, begin, end, at, slope):
         if (there > 0) != (here > 0):
             k = i if step > 0 else i - 1
             b, c = (here, there) if step > 0 else (there, here)
-            return k + _zero(_correlate(x, low, high, slope, k - 1), b, c, _correlate(x, low, high, slope, k + 2)), True
+            return k, _zero(_correlate(x, low, high, slope, k - 1), b, c, _correlate(x, low, high, slope, k + 2))
         i, here = i + step, there
-    return float(at), False
+    return begin - 1, 0.0
 
 
 @inlined
-def _width(x, at, low, end, level):
-    """Distance between where the signal rises through a level before the maximum `at` and falls through it behind."""
-    i, j = _last_at_most(x, low, at, level), _first_at_most(x, at, end, level)
-    left = i + (level - x[i]) / (x[i + 1] - x[i]) if i >= low else float(low)
-    right = j - (level - x[j]) / (x[j - 1] - x[j]) if j < end else float(end - 1)
-    return right - left
-
-
-@inlined
-def measure(x, low, high, found, method, threshold, fraction, delay, template, slope, told):
+def measure(x, low, high, begin, at, end, method):
     """Time, height and width of a pulse.
 
     Parameters
     ----------
-    x : (n,) float64
+    x : (n,) float32
     low, high : int
         Where the stretch of signal begins and ends.
-    found : (3,) int64
-        See `next_pulse`.
-    method : int
-        `LEADING_EDGE`, `DYNAMIC_LEADING_EDGE`, `CFD` or `MATCHED`.
-    threshold, fraction : float
-    delay : int
-    template, slope : (2 k + 1,) float64
-        Pulse of height one about its maximum, and minus its derivative... of `MATCHED` alone.
-    told : (3,) float64
-        Out: time, height, full width at half of the height.
+    begin, at, end : int
+        Where the pulse begins, its maximum, and where it is known to have fallen: see `next_pulse`.
+    method : Method
+
+    Returns
+    -------
+    (i, time, height, width)
+        The sample that the time was told behind; ``begin - 1`` where there is none, and the time is that of `begin`, or
+        of the maximum for `MATCHED`. Time behind the maximum, height, full width at half of the height.
     """
-    begin, at, end = found[0], found[1], found[2]
-    top = x[at]
-    height = top
-    before, after = x[at - 1], x[at + 1]
-    bend = before - 2 * top + after
+    top = x[np.uint64(at)]
+    height = float(top)
+    before, after = x[np.uint64(at - 1)], x[np.uint64(at + 1)]
+    bend = before - 2.0 * top + after
     if bend < 0:
         height = top - 0.125 * (after - before) * (after - before) / bend
-    if method == LEADING_EDGE:
-        time = _edge(x, begin, at, threshold)
-    elif method == DYNAMIC_LEADING_EDGE:
-        time = _edge(x, begin, at, fraction * height)
-    elif method == CFD:
-        time = _constant_fraction(x, low, begin, at, fraction, delay)
-    else:
-        time, fitted = _matched(x, low, high, begin, end, at, slope)
-        if fitted:
+    if method.number == MATCHED:
+        i, part = _matched(x, low, high, begin, end, at, method.slope)
+        time = i - at + part if i >= begin else 0.0
+        if i >= begin:
             near = int(np.floor(time + 0.5))
-            moved = time - near
-            here, first = _correlate(x, low, high, template, near), _correlate(x, low, high, slope, near)
-            height = here + 0.5 * moved * first
-    told[0], told[1] = time, height
-    told[2] = _width(x, at, low, high, 0.5 * top)
+            here = _correlate(x, low, high, method.template, at + near)
+            height = here + 0.5 * (time - near) * _correlate(x, low, high, method.slope, at + near)
+    elif method.number == CFD:
+        i = _last_crossing(x, begin, at, method.fraction, method.delay)
+        time = i - at + (_crossing(x, low, i, method.fraction, method.delay) if i >= begin else 1.0)
+    else:
+        level = np.float32(method.threshold if method.number == LEADING_EDGE else method.fraction * height)
+        i = _last_at_most(x, begin, at, level)
+        time = i - at + (_part(x, i, level) if i >= begin else 1.0)
+    half = np.float32(0.5 * top)
+    rises, falls = _last_at_most(x, low, at, half), first_at_most(x, at, high, half)
+    # what lies beyond the stretch is not known
+    left = _part(x, rises, half) if rises >= low else 1.0
+    right = _part(x, falls - 1, half) if falls < high else 0.0
+    return i, time, height, falls - 1 - rises + right - left
+
+
+@inlined
+def only_pulse(x, low, reach, threshold):
+    """Find the pulse of a stretch that certainly has but one, without going through its samples.
+
+    The samples at the threshold or above lie together; and they rise to their maximum and fall from it but for what is
+    too little to make two pulses of them.
+
+    Parameters
+    ----------
+    x : (n,) float32
+    low : int
+        Where 64 samples of signal begin, of which the stretch must end before the last.
+    reach : int
+        First sample that may be at the threshold; as many samples below it end the stretch.
+    threshold : float
+
+    Returns
+    -------
+    (pulses, first, at, size)
+        `ONE_PULSE`, `NO_PULSE` or `UNSURE`; the first sample at the threshold, the maximum, and how many samples the
+        stretch has.
+    """
+    above = at_least(x, low, np.float32(threshold)) & (ALL << np.uint64(reach))
+    first = first_bit(above)
+    if first > 2 * reach:
+        return NO_PULSE, low, low, 2 * reach + 1
+    behind = first + first_bit(~(above >> np.uint64(first)))
+    while behind < BLOCK:
+        gap = first_bit(above >> np.uint64(behind))
+        if gap >= reach:
+            break
+        behind += gap
+        behind += first_bit(~(above >> np.uint64(behind)))
+    if behind + reach > BLOCK:
+        return UNSURE, low, low, BLOCK
+    run = (ALL >> np.uint64(BLOCK - behind + first)) << np.uint64(first)
+    top = greatest_of(x, low, run)
+    at = first_bit(at_least(x, low, top) & run)
+    # what it falls before the maximum and rises behind it, twice
+    back = variation(x, low, run & (run >> ONE)) - 2.0 * top
+    back += x[np.uint64(low + first)] + x[np.uint64(low + behind - 1)]
+    foot = min(min(x[np.uint64(low)], x[np.uint64(low + 1)]), min(x[np.uint64(low + 2)], x[np.uint64(low + 3)]))
+    sure = top - foot >= threshold and back < 1.9 * threshold
+    return ONE_PULSE if sure else UNSURE, low + first, low + at, behind + reach
+
+
+@inlined
+def surely_behind(x, edge, first):
+    """Whether the minimum before a pulse cannot lie behind a sample of its edge, before the first at the threshold."""
+    if edge >= first - 1:
+        return True
+    level = x[np.uint64(edge)]
+    lower = level < 0.0
+    for k in range(edge + 1, first):
+        lower = lower or x[np.uint64(k)] < level
+    return not lower
