@@ -104,6 +104,20 @@ def test_wrapped_fractional_samples() -> None:
     assert hits["time"].values / (1e9 / (6.4e9 * 13 / 14)) == pytest.approx([400 + 60.2], abs=0.01)
 
 
+@pytest.mark.parametrize("fractional", [False, True])
+def test_windows_without_samples(fractional: bool) -> None:
+    windows = tof.decode_fex(tof.fex_sparsify(np.full((3, 1, 96), 2048, np.uint16), 2000, 2100)).compute()
+    assert windows.sizes["window"] == 0
+    empty = {"samples": ("sample", np.empty(0, np.uint16), windows["samples"].attrs),
+             "start": ("window", np.zeros(2, np.int32)), "sample_offset": ("window_edge", np.zeros(3, np.int64)),
+             "offset": ("row_edge", np.array([0, 0, 2, 2]))}  # fmt: skip
+    windows = xr.Dataset({**empty}, windows.coords, windows.attrs)
+    if fractional:
+        windows["samples"].attrs["fractional_bits"] = 4
+    hits = tof.find_hits(windows, threshold=50, baseline=None if fractional else 2048.0).compute()
+    assert hits["offset"].values.tolist() == [0, 0, 0, 0]
+
+
 def test_subtract_baseline() -> None:
     random = np.random.default_rng(0)
     times = np.stack([random.uniform(10, 50, 40), random.uniform(90, 230, 40)], axis=1)

@@ -83,13 +83,11 @@ class Finder:
         parts: list[tuple[Array, ...]] = []
         row, room = 0, 4 * rows + 64
         while row < rows:
-            kinds = np.float64, np.float32, np.float32, np.bool_
-            out = Hits(*(np.empty(room, kind) for kind in kinds))
+            out = Hits.room(room)
             row, hits = find_hits(records, digitizer, method, reach, self.dead_time, row, count, out, work)
             parts.append(tuple(column[:hits] for column in out))
             room *= 2  # one row alone may need more than all the room
-        none = (np.empty(0), np.empty(0, np.float32), np.empty(0, np.float32), np.empty(0, np.bool_))
-        time, height, width, saturated = map(np.concatenate, zip(*(parts or [none]), strict=True))
+        time, height, width, saturated = map(np.concatenate, zip(*(parts or [tuple(Hits.room(0))]), strict=True))
         return {
             "offset": np.concatenate([np.zeros(1, np.int64), np.cumsum(count, dtype=np.int64)]),
             "time": self.first + self.interval * time,
@@ -365,17 +363,13 @@ def _of_waveforms(values: Array, coords: xr.Dataset, *, finder: Finder, told: di
             f"{LARGEST:g}; leave out what is missing by a coordinate present (event, channel), with zeros in its place"
         )
     rows = np.ascontiguousarray(values).reshape(events * channels, samples)
-    there = np.ones(len(rows), np.bool_)
+    record_edge = np.arange(len(rows) + 1)
     if "present" in coords:
         there = np.broadcast_to(coords["present"].transpose(..., "channel").values, (events, channels)).reshape(-1)
         rows = rows if there.all() else rows[there]
-    columns = finder.find(
-        rows.reshape(-1),
-        np.arange(len(rows) + 1) * samples,
-        np.zeros(len(rows), np.int32),
-        np.concatenate([np.zeros(1, np.int64), np.cumsum(there)]),
-        channels,
-    )
+        record_edge = np.concatenate([np.zeros(1, np.int64), np.cumsum(there)])
+    edge, start = np.arange(len(rows) + 1) * samples, np.zeros(len(rows), np.int32)
+    columns = finder.find(rows.reshape(-1), edge, start, record_edge, channels)
     return hits_dataset(columns, block_coordinates(coords), told)
 
 

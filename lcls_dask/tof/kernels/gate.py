@@ -202,7 +202,7 @@ def look(records, digitizer, level, place, tile):
         at, end, limit_, flip, bits = tile.at[w], tile.end[w], tile.limit[w], tile.flip[w], NONE
         whole = min(WORD, (end - at) // BLOCK)
         if digitizer.period != 0.0:
-            tile.bits[w] = ONE  # samples that have run over may lie anywhere
+            tile.bits[w] = ONE if at < end else NONE  # samples that have run over may lie anywhere
             continue
         for j in range(whole):
             prefetch(samples, at + NEAR)

@@ -14,22 +14,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ...formats.memory import empty
 from ...reduce.kernels.loops import compiled, inlined
 from ...reduce.kernels.masks import ALL, BLOCK, NONE, ONE, at_most, first_bit
 from .baseline import QUICK
 from .gate import NEAR, TILE, WORD, Tile, ask_for, beyond, look
 from .lanes import put_signal
-from .pulses import (
-    MATCHED,
-    NO_PULSE,
-    ONE_PULSE,
-    UNSURE,
-    first_at_most,
-    measure,
-    next_pulse,
-    only_pulse,
-    surely_behind,
-)  # fmt: skip
+from .pulses import MATCHED, NO_PULSE, ONE_PULSE, UNSURE, first_at_most, measure, next_pulse, only_pulse, surely_behind
 
 #: Samples of signal on both sides of a stretch above the threshold, at least: the foot of a pulse.
 MARGIN = 8
@@ -45,6 +36,13 @@ class Hits(NamedTuple):
     height: Any
     width: Any
     saturated: Any
+
+    @classmethod
+    def room(cls, size: int) -> "Hits":
+        """Room for so many; its memory is used again by the next, as the kernel takes its time to give fresh one."""
+        memory = empty(17 * size)
+        time, height, width, saturated = np.split(memory, [8 * size, 12 * size, 16 * size])
+        return cls(time.view(np.float64), height.view(np.float32), width.view(np.float32), saturated.view(np.bool_))
 
 
 class Batch(NamedTuple):
