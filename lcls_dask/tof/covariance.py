@@ -59,7 +59,8 @@ class Moments:
             sum_x = (ones @ small_x).astype(np.float64)
             mean_x = sum_x / count
             mean_y = mean_x if y is x else (ones @ small_y).astype(np.float64) / count
-            return cls(count, mean_x, mean_y, (small_x.T @ small_y) - np.outer(sum_x, mean_y))
+            products = np.outer(sum_x, mean_y)
+            return cls(count, mean_x, mean_y, np.subtract(small_x.T @ small_y, products, out=products))
         mean_x = x.mean(axis=0, dtype=np.float64)
         mean_y = mean_x if y is x else y.mean(axis=0, dtype=np.float64)
         away_x = x - mean_x

@@ -66,35 +66,34 @@ class Finder:
         from .kernels.hits import Hits, find_hits, reach_of, room_for
         from .kernels.pulses import Method
 
-        rows, cores = len(record_edge) - 1, self.baseline.shape[1]
-        baseline = np.ascontiguousarray(np.broadcast_to(self.baseline, (channels, cores)))
+        rows, given, cores = len(record_edge) - 1, self.baseline, self.baseline.shape[1]
+        if self.pretrigger == 0 and 4 % cores == 0:  # loops are compiled for four
+            given, cores = np.tile(given, 4 // cores), 4
+        baseline = np.ascontiguousarray(np.broadcast_to(given, (channels, cores)))
+        each = np.bincount(np.arange(self.pretrigger) % cores, minlength=cores) * 1.0
         samples, edge, start, record_edge = map(read_only, (samples, edge, start, record_edge))
         reach, longest = reach_of(self.delay, len(self.template)), int(np.diff(edge).max(initial=0))
         digitizer = gate.Digitizer(
-            baseline, self.pretrigger, np.bincount(np.arange(self.pretrigger) % cores, minlength=cores) * 1.0,
-            self.polarity, self.scale, self.period, self._rails(samples.dtype), np.empty(16), np.empty(self.pretrigger),
+            baseline, self.pretrigger, tuple(each.tolist()) if cores == 4 else each,
+            self.polarity, self.scale, self.period, self._rails(samples.dtype), self.first,
+            self.interval, np.empty(16), np.empty(self.pretrigger),
         )  # fmt: skip
         # the signal is of float32, and so is what it is compared with
         threshold = float(np.float32(self.threshold))
         method = Method(self.method, threshold, self.fraction, self.delay, self.template, self.slope)
         records = gate.Records(samples, edge, start, record_edge, channels)
         work = room_for(samples.dtype, cores, longest, reach)
-        count = np.zeros(rows, np.int32)
+        offset = np.zeros(rows + 1, np.int64)
         parts: list[tuple[Array, ...]] = []
         row, room = 0, 4 * rows + 64
         while row < rows:
             out = Hits.room(room)
-            row, hits = find_hits(records, digitizer, method, reach, self.dead_time, row, count, out, work)
+            row, hits = find_hits(records, digitizer, method, reach, self.dead_time, row, offset[1:], out, work)
             parts.append(tuple(column[:hits] for column in out))
             room *= 2  # one row alone may need more than all the room
         time, height, width, saturated = map(np.concatenate, zip(*(parts or [tuple(Hits.room(0))]), strict=True))
-        return {
-            "offset": np.concatenate([np.zeros(1, np.int64), np.cumsum(count, dtype=np.int64)]),
-            "time": self.first + self.interval * time,
-            "amplitude": height,
-            "width": np.float32(self.interval) * width,
-            "saturated": saturated,
-        }
+        np.cumsum(offset, out=offset)
+        return {"offset": offset, "time": time, "amplitude": height, "width": width, "saturated": saturated}
 
     def _rails(self, dtype: np.dtype[Any]) -> Array:
         if dtype.kind == "f":
@@ -368,7 +367,7 @@ def _of_waveforms(values: Array, coords: xr.Dataset, *, finder: Finder, told: di
         there = np.broadcast_to(coords["present"].transpose(..., "channel").values, (events, channels)).reshape(-1)
         rows = rows if there.all() else rows[there]
         record_edge = np.concatenate([np.zeros(1, np.int64), np.cumsum(there)])
-    edge, start = np.arange(len(rows) + 1) * samples, np.zeros(len(rows), np.int32)
+    edge, start = np.arange(0, rows.size + 1, samples), np.zeros(len(rows), np.int32)
     columns = finder.find(rows.reshape(-1), edge, start, record_edge, channels)
     return hits_dataset(columns, block_coordinates(coords), told)
 

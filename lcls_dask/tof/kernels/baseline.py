@@ -4,7 +4,7 @@ import numpy as np
 
 from ...reduce.kernels.loops import compiled, inlined
 from ...reduce.kernels.masks import ALL, BLOCK, NONE
-from .lanes import add_sixteenths
+from .lanes import add_fourths, add_sixteenths
 
 #: Samples further than this many standard deviations from the median are of a pulse, as in `samples.subtract_baseline`.
 CLIP = 4.0
@@ -14,7 +14,7 @@ QUICK = (1, 2, 4, 8, 16)
 
 
 @inlined
-def set_limit(limit, base, polarity, level, rails):
+def set_limit(limit, base, each, polarity, level, rails):
     """Put into ``limit[0]`` what tells samples apart that are `level` beyond any core's baseline.
 
     Parameters
@@ -22,6 +22,8 @@ def set_limit(limit, base, polarity, level, rails):
     limit : (1,)
         Out, of the samples' dtype.
     base : (cores,) float64
+    each : (cores,) tuple or array
+        For its length alone, which is known at compile time where it is a tuple.
     polarity : int
         1 or -1.
     level : float
@@ -35,7 +37,7 @@ def set_limit(limit, base, polarity, level, rails):
         those beyond.
     """
     furthest = base[np.uint64(0)]
-    for k in range(1, base.size):
+    for k in range(1, len(each)):
         one = base[np.uint64(k)]
         furthest = one if (one > furthest) == (polarity < 0) else furthest
     value, whole = furthest + polarity * level, rails[2] != 0.0
@@ -62,7 +64,7 @@ def quick_baseline(samples, begin, pretrigger, sums, each, base):
     begin, pretrigger : int
     sums : (16,) float64
         To work with.
-    each : (cores,) float64
+    each : (cores,) tuple or array
         How many of the samples are of each core.
     base : (cores,) float64
         Out.
@@ -70,15 +72,21 @@ def quick_baseline(samples, begin, pretrigger, sums, each, base):
     for k in range(16):
         sums[np.uint64(k)] = 0.0
     whole = pretrigger // BLOCK * BLOCK
-    for at in range(begin, begin + whole, BLOCK):
-        add_sixteenths(samples, at, sums)
+    cores = len(each)
+    if cores == 4:  # as digitizers have
+        for at in range(begin, begin + whole, BLOCK):
+            add_fourths(samples, at, sums)
+    else:
+        for at in range(begin, begin + whole, BLOCK):
+            add_sixteenths(samples, at, sums)
+    apart = 4 if cores == 4 else 16
     for i in range(whole, pretrigger):
-        sums[np.uint64(i % 16)] += float(samples[np.uint64(begin + i)])
-    for k in range(base.size):
+        sums[np.uint64(i % apart)] += float(samples[np.uint64(begin + i)])
+    for k in range(cores):
         total = 0.0
-        for j in range(k, 16, base.size):
+        for j in range(k, apart, cores):
             total += sums[np.uint64(j)]
-        base[np.uint64(k)] = total / each[np.uint64(k)]
+        base[np.uint64(k)] = total / each[k]
 
 
 @compiled

@@ -53,8 +53,8 @@ class Digitizer(NamedTuple):
         What the samples are without a pulse, for the interleaved cores of the digitizer; used where `pretrigger` is 0.
     pretrigger : int
         Samples at the start of each record to take its baseline from.
-    each : (cores,) float64
-        How many of these are of each core.
+    each : (cores,) tuple or array of float64
+        How many of these are of each core. Loops over the cores of a tuple are compiled for their number.
     polarity : int
         1 or -1.
     scale : float
@@ -63,6 +63,8 @@ class Digitizer(NamedTuple):
         By which samples that run over are wrapped; 0 where they are not.
     rails : (5,) float64
         Least and greatest value of the dtype, 1 for whole numbers, least and greatest value of the digitizer.
+    first, interval : float
+        Time of a waveform's first sample, and between samples [ns].
     sums, scratch : (16,), (pretrigger,) float64
         To work with.
     """
@@ -74,6 +76,8 @@ class Digitizer(NamedTuple):
     scale: Any
     period: Any
     rails: Any
+    first: Any
+    interval: Any
     sums: Any
     scratch: Any
 
@@ -138,9 +142,9 @@ def beyond(samples, at, end, limit, flip):
 def _own_baseline(samples, begin, digitizer, level, limit, base):
     """Baseline of a record from its first samples, where a pulse is of that level at least."""
     pretrigger, polarity = digitizer.pretrigger, digitizer.polarity
-    if base.size in QUICK:
+    if len(digitizer.each) in QUICK:
         quick_baseline(samples, begin, pretrigger, digitizer.sums, digitizer.each, base)
-        can_be, flip = set_limit(limit, base, polarity, level, digitizer.rails)
+        can_be, flip = set_limit(limit, base, digitizer.each, polarity, level, digitizer.rails)
         mask = NONE
         for at in range(begin, begin + pretrigger, BLOCK):
             mask |= beyond(samples, at, begin + pretrigger, limit[0], flip)
@@ -170,7 +174,7 @@ def look(records, digitizer, level, place, tile):
         Words; 0 at the end.
     """
     row, record, block = place[0], place[1], place[2]
-    samples, words = records.samples, 0
+    samples, cores, words = records.samples, len(digitizer.each), 0
     while words < TILE and record < records.row_edge[records.row_edge.size - 1]:
         while record >= records.row_edge[row + 1]:
             row += 1
@@ -180,16 +184,18 @@ def look(records, digitizer, level, place, tile):
         if block > 0:
             before = words - 1 if words > 0 else TILE - 1
             limit[0], tile.flip[words], tile.phase[words] = tile.limit[before], tile.flip[before], tile.phase[before]
-            for k in range(base.size):
+            for k in range(cores):
                 base[k] = tile.base[before, k]
         elif can_be:
             if digitizer.pretrigger > 0:
                 _own_baseline(samples, begin, digitizer, SUSPECT * level, limit, base)
             else:
                 tile.phase[words] = records.start[record]
-                for k in range(base.size):
+                for k in range(cores):
                     base[k] = digitizer.baseline[row % records.channels, k]
-            can_be, tile.flip[words] = set_limit(limit, base, digitizer.polarity, level, digitizer.rails)
+            can_be, tile.flip[words] = set_limit(
+                limit, base, digitizer.each, digitizer.polarity, level, digitizer.rails
+            )
         if can_be:
             tile.row[words], tile.record[words] = row, record
             tile.begin[words], tile.end[words], tile.at[words] = begin, end, begin + BLOCK * block

@@ -32,13 +32,14 @@ def count_values(samples, edge, start, record_edge, shift, counts):
 @njit(cache=True, nogil=True)
 def greatest_whole(values):
     """Greatest magnitude of whole numbers, (n,) float32; -1 where one is none, or is NaN."""
-    most, broken = np.float32(0.0), np.int32(0)
+    # magnitudes have the order of their bits, which, being whole, are compared as vectors
+    bits, most, broken = values.view(np.int32), np.int32(0), np.int32(0)
     for i in range(values.size):
         value = values[i]
-        broken += np.int32(value != np.rint(value))
-        size = abs(value)
+        broken = np.int32(broken | np.int32(value != np.rint(value)))
+        size = np.int32(bits[i] & np.int32(0x7FFFFFFF))
         most = size if size > most else most
-    return -1.0 if broken else float(most)
+    return -1.0 if broken else float(np.array([most], np.int32).view(np.float32)[0])
 
 
 @njit(cache=True, nogil=True)

@@ -30,7 +30,7 @@ BATCH = 16
 
 
 class Hits(NamedTuple):
-    """Columns of hits, with room for more than there are."""
+    """Columns of hits, with room for more than there are: times and widths in ns."""
 
     time: Any
     height: Any
@@ -133,18 +133,18 @@ def room_for(dtype: Any, cores: int, longest: int, reach: int) -> Work:
 
 
 @inlined
-def _spread(base, at, bases):
+def _spread(base, cores, at, bases):
     """Put the cores' baselines behind one another, 32 of them."""
-    for i in range(base.size):
+    for i in range(cores):
         bases[np.uint64(at + i)] = base[np.uint64(i)]
-    for i in range(at + base.size, at + 32):
-        bases[np.uint64(i)] = bases[np.uint64(i - base.size)]
+    for i in range(at + cores, at + 32):
+        bases[np.uint64(i)] = bases[np.uint64(i - cores)]
 
 
 @inlined
-def _put_block(samples, low, w, tile, bases, factor, x, to):
+def _put_block(samples, low, w, tile, cores, bases, factor, x, to):
     """Put the signal of 64 samples from `low` on behind `to`: zero of those that are not of the record of a word."""
-    begin, end, cores = tile.begin[w], tile.end[w], tile.base.shape[1]
+    begin, end = tile.begin[w], tile.end[w]
     core = tile.phase[w] + low - begin
     if cores in QUICK and low >= 0 and low + BLOCK <= samples.size:
         before, behind = max(0, min(begin - low, BLOCK)), max(0, min(low + BLOCK - end, BLOCK))
@@ -159,7 +159,7 @@ def _put_block(samples, low, w, tile, bases, factor, x, to):
 
 
 @inlined
-def _put_stretch(samples, i, w, tile, bases, factor, reach, threshold, x):
+def _put_stretch(samples, i, w, tile, cores, bases, factor, reach, threshold, x):
     """Put the signal about sample `i`, from `reach` before it to `reach` behind the last one of the threshold.
 
     It ends where `reach` samples in a row are below the threshold.
@@ -172,7 +172,7 @@ def _put_stretch(samples, i, w, tile, bases, factor, reach, threshold, x):
     block, last = BLOCK, BLOCK + reach
     under = np.nextafter(np.float32(threshold), np.float32(-np.inf))
     while True:
-        _put_block(samples, i - reach + block - BLOCK, w, tile, bases, factor, x, block)
+        _put_block(samples, i - reach + block - BLOCK, w, tile, cores, bases, factor, x, block)
         mask = ~at_most(x, block, under)
         while mask:
             at = block + first_bit(mask)
@@ -202,11 +202,12 @@ def _unwrapped(samples, reach, base, phase, factor, period, x):
 
 
 @inlined
-def _keep(records, w, tile, rails, top, hit, hits, out):
-    """Put a hit behind the others: its time, height and width, and whether its maximum is at a limit."""
+def _keep(records, digitizer, w, tile, top, time, height, width, hits, out):
+    """Put a hit behind the others, with its time and width in ns, and whether its maximum is at a limit."""
     sample = float(records.samples[np.uint64(min(max(top, tile.begin[w]), tile.end[w] - 1))])
-    out.time[hits], out.height[hits], out.width[hits] = hit
-    out.saturated[hits] = sample <= rails[3] or sample >= rails[4]
+    out.time[hits] = digitizer.first + digitizer.interval * time
+    out.height[hits], out.width[hits] = height, digitizer.interval * width
+    out.saturated[hits] = sample <= digitizer.rails[3] or sample >= digitizer.rails[4]
 
 
 @compiled
@@ -225,7 +226,9 @@ def _go_through(records, digitizer, i, w, work, reach, method, dead_time, last_t
         record = records.samples[begin:end]
         _unwrapped(record, reach, tile.base[w], tile.phase[w], factor, digitizer.period, x[BLOCK:])
     else:
-        stop = _put_stretch(records.samples, i, w, tile, work.bases, factor, reach, method.threshold, x)
+        stop = _put_stretch(
+            records.samples, i, w, tile, len(digitizer.each), work.bases, factor, reach, method.threshold, x
+        )
     low, origin = i - reach - BLOCK, records.start[tile.record[w]] - begin
     there, lowest, top, at = next_pulse(x, BLOCK, stop, method.threshold)
     while there:
@@ -234,14 +237,14 @@ def _go_through(records, digitizer, i, w, work, reach, method, dead_time, last_t
         if time - last_time >= dead_time:
             if hits == out.time.size:
                 return 0, last_time, -1
-            _keep(records, w, tile, digitizer.rails, low + top, (time, height, width), hits, out)
+            _keep(records, digitizer, w, tile, low + top, time, height, width, hits, out)
             last_time, hits = time, hits + 1
         there, lowest, top, at = next_pulse(x, at, stop, method.threshold)
     return (min(low + stop, end) if digitizer.period == 0.0 else end), last_time, hits
 
 
 @inlined
-def _list_blocks(records, words, work):
+def _list_blocks(records, cores, words, work):
     """List the blocks of a tile that have samples beyond the limit: gives how many."""
     tile, blocks = work.tile, 0
     work.ahead[0] = tile.end[words - 1] + NEAR
@@ -250,8 +253,8 @@ def _list_blocks(records, words, work):
         ask_for(records.samples, work.ahead)
         ask_for(records.samples, work.ahead)
         bits, at = tile.bits[w], tile.at[w]
-        if bits and tile.base.shape[1] in QUICK:
-            _spread(tile.base[w], 32 * w, work.bases)
+        if bits and cores in QUICK:
+            _spread(tile.base[w], cores, 32 * w, work.bases)
         while bits:
             work.word[blocks], work.block[blocks] = w, at + BLOCK * first_bit(bits)
             blocks += 1
@@ -263,7 +266,8 @@ def _list_blocks(records, words, work):
 def _make_windows(records, digitizer, reach, listed, size, work):
     """Make the windows of some of the blocks that were listed, about the first sample of each that is beyond."""
     tile, batch, samples = work.tile, work.batch, records.samples
-    factor, fits = digitizer.polarity * digitizer.scale, 3 * reach < BLOCK and digitizer.period == 0.0
+    cores, factor = len(digitizer.each), digitizer.polarity * digitizer.scale
+    fits = 3 * reach < BLOCK and digitizer.period == 0.0
     for k in range(size):
         ask_for(samples, work.ahead)
         w, at = work.word[listed + k], work.block[listed + k]
@@ -274,7 +278,7 @@ def _make_windows(records, digitizer, reach, listed, size, work):
         batch.mask[k], batch.low[k], batch.pulses[k] = mask, at + first_bit(mask) - reach, UNSURE
         if fits and not goes_on:
             batch.pulses[k] = NO_PULSE
-            _put_block(samples, batch.low[k], w, tile, work.bases, factor, work.windows, BLOCK * (k + 1))
+            _put_block(samples, batch.low[k], w, tile, cores, work.bases, factor, work.windows, BLOCK * (k + 1))
 
 
 @inlined
@@ -343,7 +347,7 @@ def _keep_hits(
                     return row, before, done, last_time, -1
                 top = low + batch.top[k] - BLOCK * (k + 1)
                 time = records.start[tile.record[w]] - tile.begin[w] + top + batch.time[k]
-                _keep(records, w, tile, digitizer.rails, top, (time, batch.height[k], batch.width[k]), hits, out)
+                _keep(records, digitizer, w, tile, top, time, batch.height[k], batch.width[k], hits, out)
                 alive = time - last_time >= dead_time
                 last_time = time if alive else last_time
                 hits += alive
@@ -366,7 +370,7 @@ def find_hits(records, digitizer, method, reach, dead_time, first, count, out, w
         Samples after a hit in which there is no other.
     first : int
         Row to begin at.
-    count : (rows,) int32
+    count : (rows,) int64
         Out: hits of each row, where it is zero before.
     out : Hits
         Out.
@@ -385,7 +389,7 @@ def find_hits(records, digitizer, method, reach, dead_time, first, count, out, w
         words = look(records, digitizer, level, place, work.tile)
         if words == 0:
             return records.row_edge.size - 1, hits
-        blocks = _list_blocks(records, words, work)
+        blocks = _list_blocks(records, len(digitizer.each), words, work)
         for listed in range(0, blocks, BATCH):
             size = min(BATCH, blocks - listed)
             _make_windows(records, digitizer, reach, listed, size, work)

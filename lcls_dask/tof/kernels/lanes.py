@@ -128,36 +128,37 @@ def variation(_: Any, x: Any, at: Any, mask: Any) -> Any:
     return x.dtype(x, types.intp, types.uint64), generate
 
 
-@intrinsic
-def add_sixteenths(_: Any, samples: Any, at: Any, sums: Any) -> Any:
-    """Add to each of 16 sums those of 64 samples from `at` on that are 16 apart.
+def _adding(parts: int) -> Any:
+    """The intrinsic that adds to so many sums."""
 
-    Parameters
-    ----------
-    samples : (n,) int16, uint16 or float array
-        Contiguous; all 64 must be there, which is not checked.
-    at : int
-    sums : (16,) float64 array
-    """
-    dtype = samples.dtype
+    @intrinsic
+    def add_parts(_: Any, samples: Any, at: Any, sums: Any) -> Any:
+        dtype = samples.dtype
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        array, place, sums = arguments
-        values = lanes(context, builder, signature.args[0], array, place)
-        some = ir.VectorType(ir.DoubleType(), 16)
-        if isinstance(dtype, types.Float):
-            if dtype.bitwidth < 64:
-                values = builder.fpext(values, ir.VectorType(ir.DoubleType(), BLOCK))
-            values = _folded(builder, values, builder.fadd, 16)
-        else:  # of 16 bits, so that four fit into 32
-            values = (builder.sext if dtype.signed else builder.zext)(values, ir.VectorType(ir.IntType(32), BLOCK))
-            values = builder.sitofp(_folded(builder, values, builder.add, 16), some)
-        make: Any = make_array
-        pointer = builder.bitcast(make(signature.args[2])(context, builder, sums).data, some.as_pointer())
-        builder.store(builder.fadd(builder.load(pointer, align=8), values), pointer, align=8)
-        return context.get_dummy_value()
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            array, place, sums = arguments
+            values = lanes(context, builder, signature.args[0], array, place)
+            some = ir.VectorType(ir.DoubleType(), parts)
+            if isinstance(dtype, types.Float):
+                if dtype.bitwidth < 64:
+                    values = builder.fpext(values, ir.VectorType(ir.DoubleType(), BLOCK))
+                values = _folded(builder, values, builder.fadd, parts)
+            else:  # of 16 bits, so that 64 fit into 32
+                values = (builder.sext if dtype.signed else builder.zext)(values, ir.VectorType(ir.IntType(32), BLOCK))
+                values = builder.sitofp(_folded(builder, values, builder.add, parts), some)
+            make: Any = make_array
+            pointer = builder.bitcast(make(signature.args[2])(context, builder, sums).data, some.as_pointer())
+            builder.store(builder.fadd(builder.load(pointer, align=8), values), pointer, align=8)
+            return context.get_dummy_value()
 
-    return types.void(samples, types.intp, sums), generate
+        return types.void(samples, types.intp, sums), generate
+
+    return add_parts
+
+
+#: Add to each of the first 4, or 16, of sums (16,) float64 those of 64 samples from one on that are as far apart:
+#: ``add(samples, at, sums)``. The samples are int16, uint16 or real numbers, and all of them must be there.
+add_fourths, add_sixteenths = _adding(4), _adding(16)
 
 
 @intrinsic

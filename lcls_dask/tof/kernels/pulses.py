@@ -170,7 +170,7 @@ def _crossing(x, low, i, fraction, delay):
     last = x[np.uint64(i + 2)] - fraction * x[np.uint64(i + 2 + delay)]
     slope = 0.3 * (last - first) + 0.1 * (after - before)
     if slope <= 0 or i == low:
-        return before / (before - after)
+        return before / (before - after) if before < after else 0.5
     return min(max(0.5 - 0.25 * (first + before + after + last) / slope, -1.0), 2.0)
 
 
