@@ -153,7 +153,7 @@ def _own_baseline(samples, begin, digitizer, level, limit, base):
     estimate_baseline(samples, begin, pretrigger, level, base, polarity, digitizer.scratch)
 
 
-@compiled
+@inlined
 def look(records, digitizer, level, place, tile):
     """Look at the next words of records.
 

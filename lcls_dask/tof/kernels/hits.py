@@ -210,7 +210,7 @@ def _keep(records, digitizer, w, tile, top, time, height, width, hits, out):
     out.saturated[hits] = sample <= digitizer.rails[3] or sample >= digitizer.rails[4]
 
 
-@compiled
+@inlined
 def _go_through(records, digitizer, i, w, work, reach, method, dead_time, last_time, hits, out):
     """Find the pulses of the stretch about sample `i`, which is of the record of a word, sample by sample.
 
