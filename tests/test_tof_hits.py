@@ -425,9 +425,10 @@ def test_bad_calls(waveforms: Any, options: dict[str, Any], message: str) -> Non
         tof.find_hits(waveforms, **{"threshold": 10, **options})
 
 
-def test_not_a_number_is_an_error_and_says_where() -> None:
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -1e31])
+def test_what_is_no_number_is_an_error_and_says_where(bad: float) -> None:
     values = GOOD.astype(np.float32)
-    values[1, 0, 7] = np.nan
+    values[1, 0, 7] = bad
     with pytest.raises(ArgumentError, match="sample 7 of event 1, channel 0"):
         tof.find_hits(values, threshold=10).compute()
 
