@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...reduce.kernels.loops import compiled, inlined
+from ...reduce.kernels.loops import inlined
 from ...reduce.kernels.masks import ALL, BLOCK, NONE, ONE, at_most
 from .baseline import QUICK, estimate_baseline, quick_baseline, set_limit
 from .lanes import prefetch
