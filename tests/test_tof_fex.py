@@ -118,6 +118,26 @@ def test_windows_without_samples(fractional: bool) -> None:
     assert hits["offset"].values.tolist() == [0, 0, 0, 0]
 
 
+def test_pulses_higher_than_fractional_samples_reach() -> None:
+    # a threshold beyond what 15 bits hold above the baseline: samples have run over where they are beyond it
+    pulse = 1500 * np.exp(-0.5 * ((np.arange(120) - 60.2) / 3.5) ** 2)
+    samples = (np.rint((1 << 14) - 16 * pulse).astype(np.int64) % (1 << 15)).astype(np.uint16)
+    windows = tof.decode_fex(np.concatenate([[0x8190, 0x8000, 0x8000, 0x8000], samples]).astype(np.uint16)).compute()
+    windows["samples"].attrs["fractional_bits"] = 4
+    for threshold, many in ((1000, 1), (1100, 1), (1600, 0)):
+        assert tof.find_hits(windows, "matched", threshold=threshold).compute().sizes["hit"] == many
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.int32, np.uint32, np.int64, np.float32, np.float64])
+def test_windows_of_other_types(dtype: Any) -> None:
+    values = digitised(np.array([[40.0], [70.3]]), np.full((2, 1), 500.0), 96)
+    windows = tof.decode_fex(tof.fex_sparsify(values[:, None], 2000, 2100)).compute()
+    right = tof.find_hits(windows, threshold=50, baseline=BASE[None]).compute()
+    assert right.sizes["hit"] == 2
+    other = windows.assign(samples=windows["samples"].astype(dtype, keep_attrs=True))
+    xr.testing.assert_allclose(tof.find_hits(other, threshold=50, baseline=BASE[None]).compute(), right)
+
+
 def test_subtract_baseline() -> None:
     random = np.random.default_rng(0)
     times = np.stack([random.uniform(10, 50, 40), random.uniform(90, 230, 40)], axis=1)

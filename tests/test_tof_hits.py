@@ -285,12 +285,18 @@ def whole_numbers(rows: int, times: Any, heights: Any, samples: int, polarity: i
 
 
 def away_from_defined(found: xr.Dataset, right: list[list[tuple[float, float, float]]]) -> Any:
-    """(hit, 3): how far time, height and width are from those of the next hit that there is by definition."""
+    """(hit, 3): how far time, height and width are from those of the next hit that there is by definition.
+
+    Rows with as many hits as there are by definition are compared in order.
+    """
     columns = np.stack([found["time"] / DT, found["amplitude"], found["width"] / DT], axis=1)
     away, offset = [], found["offset"].values
     for row, hits in enumerate(right):
-        for hit in columns[offset[row] : offset[row + 1]]:
-            away.append(min(np.abs(np.array(hits) - hit).tolist(), default=[np.inf] * 3))
+        mine = columns[offset[row] : offset[row + 1]]
+        if len(mine) == len(hits):
+            away.extend(np.abs(mine - np.array(hits).reshape(-1, 3)).tolist())
+        else:
+            away.extend(min(np.abs(np.array(hits) - hit).tolist(), default=[np.inf] * 3) for hit in mine)
     return np.array(away).reshape(-1, 3)
 
 
@@ -308,7 +314,7 @@ def test_as_defined_down_to_the_noise(method: str, polarity: int) -> None:
     assert hits.sizes["hit"] > 3000
     right = [defined(x, method, 8.0, 0.6, 6) for x in signal]
     away = away_from_defined(hits, right)
-    np.testing.assert_allclose(away[:, 0], 0, atol=1e-6)
+    np.testing.assert_array_less(away.max(axis=0), [1e-6, 1e-3, 1e-5])
     # the minimum before a pulse is sought some samples far, which may be above the baseline all of them
     assert 0 <= sum(map(len, right)) - hits.sizes["hit"] < 0.005 * hits.sizes["hit"]
 
@@ -337,9 +343,7 @@ def test_as_defined_for_pulses_of_all_heights(method: str, samples: int) -> None
     np.testing.assert_array_equal(np.diff(hits["offset"]), list(map(len, right)))
     away = away_from_defined(hits, right)
     assert len(away) > 500
-    np.testing.assert_allclose(away[:, 0], 0, atol=1e-4)
-    np.testing.assert_allclose(away[:, 1], 0, atol=1e-2)
-    np.testing.assert_allclose(np.median(away[:, 2]), 0, atol=1e-4)
+    np.testing.assert_array_less(away.max(axis=0), [1e-6, 1e-3, 1e-5])
 
 
 @pytest.mark.parametrize("cores", [1, 2, 3, 4, 7, 8, 16, 20, 64])
@@ -359,6 +363,36 @@ def test_any_number_of_cores(method: str, cores: int) -> None:
         np.testing.assert_allclose(given[name], whole[name], rtol=1e-6, err_msg=name)
     own = tof.find_hits(moved, cores=cores, pretrigger=80, **told).compute()
     assert abs(own.sizes["hit"] - len(whole["time"])) <= 2
+
+
+@pytest.mark.parametrize("method", ["cfd", "matched"])
+def test_long_records_are_the_same_alone(method: str) -> None:
+    """Longer than what is looked at in one go: records begin and end anywhere in it."""
+    random = np.random.default_rng(3)
+    length = 3 * 4096 + 17
+    edges = np.tile([0.0, 63.5, 64, 127, 4096, 8192, length - 1], (40, 1))
+    times = np.concatenate([random.uniform(0, length, (40, 60)), edges], axis=1)
+    values = digitised(times, np.exp(random.uniform(3, 7, times.shape)), length, seed=4)[:, None]
+    for told in ({}, {"baseline": 2046.2}, {"cores": 8}):
+        whole = tof.find_hits(values, method, threshold=25, **told).compute()
+        alone = [tof.find_hits(one[None], method, threshold=25, **told).compute() for one in values]
+        assert whole.sizes["hit"] > 1500
+        for name in ("time", "amplitude", "width", "saturated"):
+            np.testing.assert_array_equal(np.concatenate([one[name] for one in alone]), whole[name])
+
+
+def test_the_highest_samples_that_there_may_be() -> None:
+    signal = np.zeros(300)
+    signal[[100, 101, 200]] = 1e20, 1e20, 1e29  # a threshold is nothing beside them
+    hits = tof.find_hits(signal, "leading_edge", threshold=10, baseline=0.0, polarity=1, dead_time=0).compute()
+    assert hits.sizes["hit"] >= 2
+    assert np.isfinite(hits["time"]).all()
+    for dtype in (np.int32, np.int64, np.float32, np.float64):  # at the threshold, and one below it
+        small = np.zeros(300, dtype)
+        small[[100, 200, 250]] = 10, 9, 11
+        for polarity in (-1, 1):
+            found = tof.find_hits(polarity * small, threshold=10, baseline=0.0, polarity=polarity).compute()
+            assert found.sizes["hit"] == 2
 
 
 def test_empty() -> None:
@@ -400,6 +434,8 @@ GOOD = np.full((2, 2, 100), 2048, np.uint16)
     [
         (GOOD, {"threshold": -1}, "threshold=-1"),
         (GOOD, {"threshold": np.nan}, "threshold=nan"),
+        (GOOD, {"threshold": 1e-50}, "threshold=1e-50"),
+        (GOOD, {"threshold": 1e39}, "threshold=1e\\+39"),
         (GOOD, {"dead_time": -1}, "dead_time=-1"),
         (GOOD, {"delay": 1000}, "shorter than the trace"),
         (GOOD, {"delay": 0}, "delay=0"),
@@ -410,6 +446,8 @@ GOOD = np.full((2, 2, 100), 2048, np.uint16)
         (GOOD, {"pretrigger": 2}, "pretrigger=2"),
         (GOOD, {"baseline": np.nan}, "baseline"),
         (GOOD, {"baseline": np.zeros((3, 4))}, "baseline"),
+        (GOOD, {"baseline": np.zeros((1, 0))}, "baseline"),
+        (GOOD, {"baseline": -1e39}, "baseline"),
         (GOOD, {"method": "matched", "template": [1, 2]}, "template"),
         (GOOD, {"sample_interval": 0}, "sample_interval=0"),
         (GOOD.astype(complex), {}, "complex"),

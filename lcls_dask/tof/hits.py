@@ -21,8 +21,11 @@ METHODS = ("leading_edge", "dynamic_leading_edge", "cfd", "matched")
 #: Samples of FEX format 3.0.0 have 4 fractional bits, 15 bits in all, and this baseline.
 FRACTIONAL_SCALE, FRACTIONAL_PERIOD, FRACTIONAL_BASELINE = 1 / 16, 1 << 15, 1 << 14
 
-#: Samples beyond it are refused: the signal is kept as float32.
+#: Samples beyond it are refused, and baselines and thresholds: the signal is kept as float32.
 LARGEST = 1e30
+
+#: Types that loops are compiled for, besides float64.
+_COMPILED = (np.dtype(np.int16), np.dtype(np.uint16))
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Finder:
     interval, first : float
         Of samples [ns].
     scale, period : float
-        See `kernels.hits.find_hits`.
+        See `kernels.gate.Digitizer`.
     """
 
     method: int
@@ -129,9 +132,8 @@ def find_hits(
       crossing.
     - ``"leading_edge"``: where it rises through `threshold`; earlier for higher pulses.
     - ``"dynamic_leading_edge"``: where it rises through `fraction` of its maximum.
-    - ``"matched"``: at the maximum of the correlation with the pulse's shape, which is as exact as can be where noise
-    is
-      white and no other pulse is near: the Cramér-Rao bound [2]_. The time is that of the template's maximum.
+    - ``"matched"``: at the maximum of the correlation with the pulse's shape, which is as exact as can be where the
+      noise is white and no other pulse is near: the Cramér-Rao bound [2]_. The time is that of the template's maximum.
 
     Parameters
     ----------
@@ -177,7 +179,7 @@ def find_hits(
     Raises
     ------
     ArgumentError
-        An argument is out of range. Where waveforms hold NaN, when it is computed.
+        An argument is out of range. Where waveforms hold NaN, or samples beyond 1e30, when it is computed.
 
     References
     ----------
@@ -282,8 +284,8 @@ def _check(method: str, fraction: float, threshold: float, dead_time: float, pol
     if not 0 < fraction <= 1 or (method == "dynamic_leading_edge" and fraction == 1):
         most = "below" if method == "dynamic_leading_edge" else "at most"
         raise ArgumentError(f"fraction={fraction} must be above 0 and, for {method}, {most} 1")
-    if not (np.isfinite(threshold) and threshold > 0):
-        raise ArgumentError(f"threshold={threshold} ADU must be positive")
+    if not 1 / LARGEST <= threshold <= LARGEST:
+        raise ArgumentError(f"threshold={threshold} ADU must be positive, from {1 / LARGEST:g} to {LARGEST:g}")
     if not (np.isfinite(dead_time) and dead_time >= 0):
         raise ArgumentError(f"dead_time={dead_time} ns must not be negative")
     if polarity not in (-1, 1):
@@ -315,7 +317,8 @@ def baseline_table(baseline: Any, channels: xr.DataArray) -> Array:
         baseline = baseline.sel(channel=channels.values).transpose("channel", ...)
     table = np.atleast_1d(np.asarray(baseline, np.float64))
     table = table[:, None] if table.ndim == 1 else table
-    if table.ndim != 2 or len(table) not in (1, channels.size) or not np.isfinite(table).all():
+    fits = table.ndim == 2 and len(table) in (1, channels.size) and table.shape[1] > 0
+    if not fits or not (np.abs(table) <= LARGEST).all():
         raise ArgumentError(
             f"baseline: one number, ({channels.size},) or ({channels.size}, cores) of finite numbers is wanted, "
             f"not {np.shape(baseline)}; a channel without waveforms has no baseline of its own"
@@ -353,7 +356,7 @@ def _template(method: str, width: float, template: Any) -> tuple[Array, Array]:
 def _of_waveforms(values: Array, coords: xr.Dataset, *, finder: Finder, told: dict[str, Any]) -> xr.Dataset:
     """Hits of a block of whole waveforms."""
     events, channels, samples = values.shape
-    if values.dtype not in (np.dtype(np.int16), np.dtype(np.uint16)):
+    if values.dtype not in _COMPILED:
         values = values.astype(np.float64)
     if values.dtype.kind == "f" and not (fit := np.abs(values) <= LARGEST).all():
         event, channel, sample = np.argwhere(~fit)[0]
@@ -380,6 +383,8 @@ def _of_windows(block: xr.Dataset, finder: Finder, told: dict[str, Any]) -> xr.D
             f"a waveform of {lengths.min()} samples is shorter than pretrigger={finder.pretrigger}; give baseline="
         )
     samples = np.ascontiguousarray(block["samples"].values)
+    if samples.dtype not in _COMPILED:
+        samples = samples.astype(np.float64)
     if samples.dtype.kind == "f" and not (fit := np.abs(samples) <= LARGEST).all():
         window = np.searchsorted(block["sample_offset"].values, np.argmin(fit), side="right") - 1
         raise ArgumentError(f"window {window} of a block holds samples not finite, or beyond {LARGEST:g}; leave it out")

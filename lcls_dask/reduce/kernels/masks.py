@@ -34,53 +34,31 @@ def same(builder: Any, number: Any, vector: Any) -> Any:
     return builder.shuffle_vector(builder.insert_element(nothing, number, first), nothing, places)
 
 
-@intrinsic
-def at_most(_: Any, samples: Any, at: Any, limit: Any) -> Any:
-    """Which of 64 samples from `at` on are `limit` or less: bit j of the mask is of sample ``at + j``.
+def _comparing(sign: str) -> Any:
+    """The intrinsic that compares 64 numbers with one."""
 
-    Parameters
-    ----------
-    samples : (n,) int or float array
-        Contiguous; all 64 must be there, which is not checked.
-    at : int
-    limit : scalar
-        Of the samples' dtype.
+    @intrinsic
+    def compared(_: Any, samples: Any, at: Any, limit: Any) -> Any:
+        dtype = samples.dtype
 
-    Returns
-    -------
-    uint64
-    """
-    dtype = samples.dtype
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            array, place, limit = arguments
+            values = lanes(context, builder, signature.args[0], array, place)
+            limits = same(builder, limit, values.type)
+            if isinstance(dtype, types.Float):
+                bits = builder.fcmp_ordered(sign, values, limits)
+            else:
+                bits = (builder.icmp_signed if dtype.signed else builder.icmp_unsigned)(sign, values, limits)
+            return builder.bitcast(bits, ir.IntType(BLOCK))
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        array, place, limit = arguments
-        values = lanes(context, builder, signature.args[0], array, place)
-        limits = same(builder, limit, values.type)
-        if isinstance(dtype, types.Float):
-            bits = builder.fcmp_ordered("<=", values, limits)
-        else:
-            bits = (builder.icmp_signed if dtype.signed else builder.icmp_unsigned)("<=", values, limits)
-        return builder.bitcast(bits, ir.IntType(BLOCK))
+        return types.uint64(samples, types.intp, dtype), generate
 
-    return types.uint64(samples, types.intp, dtype), generate
+    return compared
 
 
-@intrinsic
-def at_least(_: Any, samples: Any, at: Any, limit: Any) -> Any:
-    """Which of 64 samples from `at` on are `limit` or more; see `at_most`."""
-    dtype = samples.dtype
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        array, place, limit = arguments
-        values = lanes(context, builder, signature.args[0], array, place)
-        limits = same(builder, limit, values.type)
-        if isinstance(dtype, types.Float):
-            bits = builder.fcmp_ordered(">=", values, limits)
-        else:
-            bits = (builder.icmp_signed if dtype.signed else builder.icmp_unsigned)(">=", values, limits)
-        return builder.bitcast(bits, ir.IntType(BLOCK))
-
-    return types.uint64(samples, types.intp, dtype), generate
+#: Which of 64 samples from one on are a limit or less, or it or more: ``at_most(samples, at, limit)`` is a uint64, of
+#: which bit j is of sample ``at + j``. The limit is of the samples' dtype. All 64 must be there, which is not checked.
+at_most, at_least = _comparing("<="), _comparing(">=")
 
 
 @intrinsic

@@ -28,7 +28,7 @@ def set_limit(limit, base, each, polarity, level, rails):
         1 or -1.
     level : float
     rails : (5,) float64
-        See `hits.find_hits`.
+        See `gate.Digitizer`.
 
     Returns
     -------

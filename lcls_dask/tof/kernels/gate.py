@@ -196,6 +196,7 @@ def look(records, digitizer, level, place, tile):
             can_be, tile.flip[words] = set_limit(
                 limit, base, digitizer.each, digitizer.polarity, level, digitizer.rails
             )
+            can_be = can_be or digitizer.period != 0.0  # samples that have run over may lie anywhere
         if can_be:
             tile.row[words], tile.record[words] = row, record
             tile.begin[words], tile.end[words], tile.at[words] = begin, end, begin + BLOCK * block
@@ -208,7 +209,7 @@ def look(records, digitizer, level, place, tile):
         at, end, limit_, flip, bits = tile.at[w], tile.end[w], tile.limit[w], tile.flip[w], NONE
         whole = min(WORD, (end - at) // BLOCK)
         if digitizer.period != 0.0:
-            tile.bits[w] = ONE if at < end else NONE  # samples that have run over may lie anywhere
+            tile.bits[w] = ONE if at < end else NONE
             continue
         for j in range(whole):
             prefetch(samples, at + NEAR)

@@ -56,8 +56,10 @@ class Batch(NamedTuple):
         The sample that the window begins at.
     pulses : (windows,) int64
         `NO_PULSE`, `ONE_PULSE` or `UNSURE`.
-    first, top, size : (windows,) int64
-        See `only_pulse`, within the signal of all windows.
+    first, top : (windows,) int64
+        See `only_pulse`: places in the signal of all windows.
+    size : (windows,) int64
+        Samples of the window that were looked at.
     time, height, width : (windows,) float64
         See `measure`.
     """
@@ -273,7 +275,7 @@ def _make_windows(records, digitizer, reach, listed, size, work):
         w, at = work.word[listed + k], work.block[listed + k]
         mask = ONE if digitizer.period != 0.0 else beyond(samples, at, tile.end[w], tile.limit[w], tile.flip[w])
         before = batch.mask[k - 1 if k > 0 else BATCH - 1] >> np.uint64(BLOCK - 1)
-        # the end of a pulse that begins in the block before is most likely found with that one
+        # the end of a pulse that begins in the block before is found with that one: no use for a window, nor a change
         goes_on = listed + k > 0 and at == work.block[listed + k - 1] + BLOCK and before & mask != NONE
         batch.mask[k], batch.low[k], batch.pulses[k] = mask, at + first_bit(mask) - reach, UNSURE
         if fits and not goes_on:

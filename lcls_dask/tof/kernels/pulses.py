@@ -1,9 +1,9 @@
 """Pulses in a stretch of signal: where they are, and four ways to tell their times.
 
 The signal is positive, free of its baseline, and zero beyond the record. Times are in samples. Innermost indices are
-unsigned, as signed ones are first looked at for a sign. What is looked for lies a few samples off the maximum, so it is
-gone to one by one, which takes less than masks of many samples; these are for plateaus. What is no number is not at a
-level, nor below. Arrays of signal have `BLOCK` values before the first one that counts and behind the last.
+unsigned, as signed ones are first looked at for a sign. What is looked for lies a few samples off the maximum, so one
+mask of 64 samples mostly tells it. What is no number is not at a level, nor below. Arrays of signal have `BLOCK` values
+before the first one that counts and behind the last.
 """
 
 from typing import Any, NamedTuple
@@ -72,6 +72,7 @@ def next_pulse(x, begin, end, threshold):
         if i == end:
             return False, end, end, end
         top, at = x[np.uint64(i)], i
+        i += 1  # even where the threshold is nothing beside the top
         while i < end and x[np.uint64(i)] > top - threshold:
             if x[np.uint64(i)] > top:
                 top, at = x[np.uint64(i)], i
@@ -296,7 +297,8 @@ def only_pulse(x, low, reach, threshold):
     back = variation(x, low, run & (run >> ONE)) - 2.0 * top
     back += x[np.uint64(low + first)] + x[np.uint64(low + behind - 1)]
     foot = min(min(x[np.uint64(low)], x[np.uint64(low + 1)]), min(x[np.uint64(low + 2)], x[np.uint64(low + 3)]))
-    sure = top - foot >= threshold and back < 1.9 * threshold
+    # sums of numbers that are beyond all measure higher are too coarse
+    sure = top - foot >= threshold and back < 1.9 * threshold and top < 1e5 * threshold
     return ONE_PULSE if sure else UNSURE, low + first, low + at, behind + reach
 
 
